@@ -1,0 +1,159 @@
+"""A bundle on disk: opening one with every file verified, writing the manifest of a new one, the demo one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from nuwaxl.engine.bundle_schema import (
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    Diffusion,
+    FileEntry,
+    Graph,
+    Manifest,
+    Network,
+    Sampler,
+)
+from nuwaxl.engine.manifest_json import check_graphs, manifest_from_json
+from nuwaxl.errors import InputError
+
+_EXPORT_HINT = "give the directory that nuwaxl-export wrote"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model whose files are all present and unchanged.
+
+    `sha256` is the hash of manifest.json, which itself holds the hash of every other file.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Bundle":
+        """Read and verify a bundle directory: format, version, graphs, and size and sha256 of every file.
+
+        Raises:
+            InputError: not a bundle, a newer format version, a missing file, or a changed byte.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "nothing there"
+            raise InputError(expected=f"a bundle directory at {folder}", found=found, fix=_EXPORT_HINT)
+        manifest_path = folder / MANIFEST_FILE
+        try:
+            content = manifest_path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                expected=f"a readable {manifest_path}", found=error.strerror or str(error), fix=_EXPORT_HINT
+            ) from error
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise InputError(
+                expected=f"JSON in {manifest_path}", found=str(error), fix="export the bundle again"
+            ) from error
+        manifest = manifest_from_json(value, str(manifest_path))
+        for name, entry in manifest.files.items():
+            _verify(folder / name, entry)
+        return cls(path=folder, manifest=manifest, sha256=hashlib.sha256(content).hexdigest())
+
+    def file(self, graph: str) -> Path:
+        """Path of a graph's ONNX file."""
+        return self.path / self.manifest.graphs[graph].file
+
+    @property
+    def tokenizer(self) -> Path:
+        """Path of the tokenizer."""
+        return self.path / TOKENIZER_FILE
+
+
+def write_manifest(
+    directory: str | os.PathLike[str],
+    *,
+    name: str,
+    producer: Mapping[str, str],
+    network: Network,
+    diffusion: Diffusion,
+    sampler: Sampler,
+    graphs: Mapping[str, Graph],
+) -> Manifest:
+    """Write manifest.json over the files that lie in `directory`, each with its size and sha256.
+
+    Raises:
+        InputError: a graph or its file is missing, or has other tensors than a bundle of these sizes must
+            have.
+    """
+    folder = Path(directory)
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST_FILE
+    )
+    manifest = Manifest(
+        name=name,
+        producer=dict(producer),
+        network=network,
+        diffusion=diffusion,
+        sampler=sampler,
+        graphs=dict(graphs),
+        files={file: FileEntry(_sha256(folder / file), (folder / file).stat().st_size) for file in names},
+    )
+    check_graphs(manifest, str(folder))
+    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
+    unfinished = folder / f".{MANIFEST_FILE}.part"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(folder / MANIFEST_FILE)
+    return manifest
+
+
+def demo_bundle() -> Path:
+    """Directory of the demo bundle that ships in the package.
+
+    Raises:
+        InputError: this installation does not have it.
+    """
+    with ExitStack() as stack:
+        # The package is installed as plain files, so the path outlives the context.
+        path = stack.enter_context(resources.as_file(resources.files("nuwaxl.engine") / "demo"))
+    if not (path / MANIFEST_FILE).is_file():
+        raise InputError(
+            expected=f"the demo bundle at {path}",
+            found="nothing there",
+            fix="reinstall nuwaxl from its wheel, or name another bundle",
+        )
+    return path
+
+
+def _verify(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+        digest = _sha256(path) if size == entry.bytes else ""
+    except OSError as error:
+        raise InputError(
+            expected=f"the bundle's file {path}",
+            found=error.strerror or str(error),
+            fix="copy or export the bundle again",
+        ) from error
+    if size != entry.bytes:
+        raise InputError(
+            expected=f"{entry.bytes} bytes in {path}",
+            found=f"{size} bytes",
+            fix="copy or export the bundle again",
+        )
+    if digest != entry.sha256:
+        raise InputError(
+            expected=f"sha256 {entry.sha256[:12]}... of {path}",
+            found=f"{digest[:12]}...: the file has changed",
+            fix="copy or export the bundle again",
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

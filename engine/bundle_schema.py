@@ -1,0 +1,141 @@
+"""What a bundle's manifest.json says, as frozen types.
+
+A bundle is a directory: manifest.json, five ONNX graphs and a tokenizer. The manifest is the only contract
+between the code that makes bundles and the engine that runs them, so every key is required and unknown keys
+are refused (manifest_json.py reads it).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FORMAT = "nuwaxl-bundle"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+ScheduleName = Literal["scaled_linear", "linear", "cosine"]
+PredictionName = Literal["v", "eps"]
+SamplerName = Literal["dpmpp_2m", "ddim"]
+SCHEDULES: tuple[ScheduleName, ...] = ("scaled_linear", "linear", "cosine")
+PREDICTIONS: tuple[PredictionName, ...] = ("v", "eps")
+SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of the networks, in the paper's symbols (given in brackets)."""
+
+    length: int  # [L] frames of one diffusion, both ends included
+    latent_channels: int  # [c]
+    latent_height: int  # [h]
+    latent_width: int  # [w]
+    channels: int  # [C]
+    height: int  # [H]
+    width: int  # [W]
+    prompt_tokens: int  # [l_p]
+    prompt_dim: int  # [d_p]
+    decode_overlap: int  # context frames dropped on each side of a decode window
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The noise schedule and what the network predicts (paper, eq. 3-5)."""
+
+    train_steps: int
+    schedule: ScheduleName
+    beta_start: float
+    beta_end: float
+    prediction: PredictionName
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Defaults of a render: sampler, number of denoising steps, classifier-free guidance scale."""
+
+    name: SamplerName
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph. The first dimension is the name "batch", the others are numbers."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph of the bundle."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file must hash to and how long it must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of manifest.json, checked."""
+
+    name: str
+    producer: Mapping[str, str]  # versions of what made the bundle: {"nuwaxl": "0.1.0", "torch": ...}
+    network: Network
+    diffusion: Diffusion
+    sampler: Sampler
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, FileEntry]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def required_tensors(network: Network) -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:
+    """Inputs and outputs every bundle's graphs must have, by graph name; the state tensors come on top.
+
+    prepare has the state tensors as its outputs, step takes them by the same names as further inputs.
+    """
+    n = network
+    latent = (n.length, n.latent_channels, n.latent_height, n.latent_width)
+    pixels = (n.length, n.height, n.width, n.channels)
+    prompt = (n.prompt_tokens, n.prompt_dim)
+
+    def spec(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
+        return TensorSpec(name, ("batch", *shape), dtype)
+
+    return {
+        "text": ([spec("tokens", n.prompt_tokens, dtype="int64")], [spec("prompt", *prompt)]),
+        "prepare": (
+            [
+                spec("prompt", n.length, *prompt),
+                spec("negative", *prompt),
+                spec("condition", *latent),
+                spec("mask", n.length, 1, n.latent_height, n.latent_width),
+            ],
+            [],
+        ),
+        "step": (
+            [
+                spec("x", *latent),
+                spec("history", *latent),
+                spec("noise", *latent),
+                spec("timestep"),
+                spec("coefficients", 6),
+                spec("guidance"),
+            ],
+            [spec("x_next", *latent), spec("x0", *latent)],
+        ),
+        "decode": ([spec("latents", *latent)], [spec("video", *pixels, dtype="uint8")]),
+        "encode": ([spec("video", *pixels, dtype="uint8")], [spec("latents", *latent)]),
+    }

@@ -1,0 +1,142 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace nuwaxl {
+
+namespace {
+
+constexpr std::int64_t kMostFrames = std::int64_t{1} << 62;
+
+void check_length(std::int64_t length) {
+    if (length < 3) {
+        throw std::invalid_argument("expected length (frames a diffusion) of at least 3; found " +
+                                    std::to_string(length) + "; pass the L the bundle was trained with");
+    }
+}
+
+void check_depth(std::int64_t depth) {
+    if (depth < 1) {
+        throw std::invalid_argument("expected depth of at least 1; found " + std::to_string(depth) +
+                                    "; pass a larger depth, or none for the smallest that spans the frames");
+    }
+}
+
+// (L-1)^exponent, or -1 where that passes kMostFrames.
+std::int64_t power(std::int64_t base, std::int64_t exponent) {
+    std::int64_t value = 1;
+    for (std::int64_t i = 0; i < exponent; ++i) {
+        if (value > kMostFrames / base) return -1;
+        value *= base;
+    }
+    return value;
+}
+
+std::int64_t smallest_depth(std::int64_t frames, std::int64_t length) {
+    std::int64_t depth = 1;
+    while (Plan::span(length, depth) < frames) ++depth;
+    return depth;
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+std::int64_t Plan::span(std::int64_t length, std::int64_t depth) {
+    check_length(length);
+    check_depth(depth);
+    const std::int64_t last = power(length - 1, depth);
+    if (last < 0) {
+        throw std::invalid_argument("expected a tree of at most 2^62 frames; found length " + std::to_string(length) +
+                                    " and depth " + std::to_string(depth) + "; pass a smaller depth");
+    }
+    return last + 1;
+}
+
+Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> wanted_depth)
+    : frames_(frames), length_(length) {
+    if (frames < 1 || frames > kMostFrames) {
+        throw std::invalid_argument("expected frames between 1 and 2^62; found " + std::to_string(frames) +
+                                    "; ask for at least one frame");
+    }
+    check_length(length);
+    const std::int64_t depth = wanted_depth ? *wanted_depth : smallest_depth(frames, length);
+    if (const std::int64_t spanned = span(length, depth); spanned < frames) {
+        throw std::invalid_argument("expected at most " + std::to_string(spanned) + " frames, what a tree of length " +
+                                    std::to_string(length) + " and depth " + std::to_string(depth) + " spans; found " +
+                                    std::to_string(frames) + "; ask for fewer frames or a depth of " +
+                                    std::to_string(smallest_depth(frames, length)));
+    }
+    std::int64_t offset = 0;
+    for (std::int64_t d = 0; d < depth; ++d) {
+        const std::int64_t stride = power(length - 1, depth - 1 - d);
+        const std::int64_t whole = power(length - 1, d);  // segments of this depth in the unpruned tree
+        const std::int64_t count = std::min(whole, ceil_div(frames, (length - 1) * stride));
+        levels_.push_back({stride, count, offset});
+        offset += count;
+    }
+}
+
+std::vector<std::int64_t> Plan::counts() const {
+    std::vector<std::int64_t> counts;
+    for (const Level& level : levels_) counts.push_back(level.count);
+    return counts;
+}
+
+std::int64_t Plan::depth_of(std::int64_t id) const {
+    if (id < 0 || id >= size()) {
+        throw std::invalid_argument("expected a segment id between 0 and " + std::to_string(size() - 1) + "; found " +
+                                    std::to_string(id) + "; pass an id below len(plan)");
+    }
+    std::int64_t depth = this->depth() - 1;
+    while (id < level(depth).offset) --depth;
+    return depth;
+}
+
+Segment Plan::segment(std::int64_t id) const {
+    const std::int64_t depth = depth_of(id);
+    const std::int64_t index = id - level(depth).offset;
+    const std::int64_t stride = level(depth).stride;
+    const std::int64_t parent = depth == 0 ? kNoParent : id_of(depth - 1, index / (length_ - 1));
+    return {depth, index, index * (length_ - 1) * stride, stride, parent};
+}
+
+std::vector<std::int64_t> Plan::frames_of(std::int64_t id) const {
+    const Segment segment = this->segment(id);
+    std::vector<std::int64_t> frames(static_cast<std::size_t>(length_));
+    for (std::int64_t i = 0; i < length_; ++i) {
+        frames[static_cast<std::size_t>(i)] = segment.first_frame + i * segment.stride;
+    }
+    return frames;
+}
+
+std::vector<std::int64_t> Plan::children(std::int64_t id) const {
+    const std::int64_t depth = depth_of(id);
+    std::vector<std::int64_t> ids;
+    if (depth + 1 == this->depth()) return ids;
+    const std::int64_t first = (id - level(depth).offset) * (length_ - 1);
+    const std::int64_t end = std::min(first + length_ - 1, level(depth + 1).count);
+    for (std::int64_t index = first; index < end; ++index) ids.push_back(id_of(depth + 1, index));
+    return ids;
+}
+
+std::int64_t Plan::origin_of(std::int64_t frame) const {
+    if (frame >= 0) {
+        for (std::int64_t d = 0; d < depth(); ++d) {
+            const Level& level = this->level(d);
+            if (frame % level.stride != 0) continue;
+            // Only the very last frame of the tree falls past the last segment, which ends on it.
+            const std::int64_t reach = (length_ - 1) * level.stride;
+            const std::int64_t index = d == 0 && frame == reach ? 0 : frame / reach;
+            if (index < level.count) return level.offset + index;
+            break;
+        }
+    }
+    throw std::invalid_argument("expected a frame that the plan generates, at best 0 to " +
+                                std::to_string(frames_ - 1) + "; found " + std::to_string(frame) +
+                                "; plan for more frames");
+}
+
+}  // namespace nuwaxl

@@ -1,0 +1,66 @@
+// The pruned tree of diffusions that generates a long video (PAPER.md 3.3, "Diffusion over Diffusion").
+//
+// The tree is regular, so nothing is stored per segment: parent, children and frames follow from a segment's
+// depth and index by arithmetic. A plan of a million segments takes as much memory as a plan of one.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace nuwaxl {
+
+// One diffusion of L frames: frames first_frame, first_frame + stride, ..., first_frame + (L-1) * stride.
+struct Segment {
+    std::int64_t depth;  // 0 is the global diffusion
+    std::int64_t index;  // position among the segments of its depth
+    std::int64_t first_frame;
+    std::int64_t stride;  // (L-1)^(m-1-depth) frames
+    std::int64_t parent;  // id of the segment that gives the first and the last frame; -1 for the global one
+};
+
+class Plan {
+public:
+    static constexpr std::int64_t kNoParent = -1;
+
+    // frames = N, length = L, depth = m (by default the smallest whose tree spans N frames). Keeps the segments whose
+    // first frame lies before N.
+    // Throws std::invalid_argument if frames < 1, length < 3, depth < 1 or the tree spans fewer than N frames.
+    Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> depth = std::nullopt);
+
+    // Frames a tree of `depth` levels spans, (L-1)^m + 1. Throws std::invalid_argument past 2^62.
+    static std::int64_t span(std::int64_t length, std::int64_t depth);
+
+    std::int64_t frames() const { return frames_; }
+    std::int64_t length() const { return length_; }
+    std::int64_t depth() const { return static_cast<std::int64_t>(levels_.size()); }
+    std::int64_t size() const { return levels_.back().offset + levels_.back().count; }
+    std::int64_t count(std::int64_t depth) const { return levels_[static_cast<std::size_t>(depth)].count; }
+    std::vector<std::int64_t> counts() const;
+
+    // Segment ids are depth-major: all of depth 0, then all of depth 1, ... Unknown ids throw std::invalid_argument.
+    std::int64_t id_of(std::int64_t depth, std::int64_t index) const { return level(depth).offset + index; }
+    Segment segment(std::int64_t id) const;
+    std::vector<std::int64_t> frames_of(std::int64_t id) const;
+    std::vector<std::int64_t> children(std::int64_t id) const;
+
+    // The segment that generates `frame`: the shallowest one that holds it, since deeper ones are given it.
+    // Throws std::invalid_argument for a frame that no segment of the pruned tree holds.
+    std::int64_t origin_of(std::int64_t frame) const;
+
+private:
+    struct Level {
+        std::int64_t stride;
+        std::int64_t count;
+        std::int64_t offset;  // id of the first segment of this depth
+    };
+
+    const Level& level(std::int64_t depth) const { return levels_[static_cast<std::size_t>(depth)]; }
+    std::int64_t depth_of(std::int64_t id) const;
+
+    std::int64_t frames_;
+    std::int64_t length_;
+    std::vector<Level> levels_;
+};
+
+}  // namespace nuwaxl

@@ -1,0 +1,124 @@
+"""Writing of an mp4 file, clip by clip, so that an unfinished one never bears the name of the result."""
+
+import os
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from nuwaxl.errors import InputError, RenderError
+
+_CRF = "14"  # visually lossless for small pictures
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Check that an mp4 file can be written at `path`, without leaving anything there.
+
+    Raises:
+        InputError: another suffix, a missing or unwritable folder, or a folder in its place.
+    """
+    file = Path(path)
+    if file.suffix.lower() != ".mp4":
+        raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
+    if file.is_dir():
+        raise InputError(expected=f"a file to write at {file}", found="a directory", fix="give another name")
+    if not file.parent.is_dir():
+        raise InputError(
+            expected=f"an existing folder {file.parent} to write {file.name} in",
+            found="none",
+            fix="create the folder",
+        )
+    _unfinished(file).unlink()
+    return file
+
+
+class Mp4Writer:
+    """A context that writes frames to an mp4 file (H.264, 4:2:0), under another name until all went well.
+
+    Args:
+        path: the file to write; one that exists is replaced at the end.
+        width, height: size of the frames; both even, as 4:2:0 asks.
+        fps: frames a second.
+
+    Raises:
+        InputError: on entering, if the path cannot be written or the size is odd.
+        RenderError: while writing, if the file system or the encoder fails.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float) -> None:
+        self._path = check_output(path)
+        if width % 2 or height % 2:
+            raise InputError(
+                expected="frames of even width and height for an mp4 file",
+                found=f"{width} x {height}",
+                fix="iterate over the clips and write them in another format",
+            )
+        self._size = (width, height)
+        self._rate = Fraction(fps).limit_denominator(1001)
+
+    def __enter__(self) -> "Mp4Writer":
+        self._part = _unfinished(self._path)
+        try:
+            self._container = av.open(str(self._part), "w", format="mp4")
+            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": _CRF})
+            self._stream.width, self._stream.height = self._size
+            self._stream.pix_fmt = "yuv420p"
+            # The cores belong to the diffusion.
+            self._stream.codec_context.thread_count = 1
+        except BaseException:
+            self._part.unlink(missing_ok=True)
+            raise
+        return self
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append frames, uint8 (n, H, W, 3) RGB."""
+        try:
+            for picture in frames:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                self._container.mux(self._stream.encode(frame))
+        except (OSError, av.FFmpegError) as error:
+            raise self._failed(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+            else:
+                self._container.close()
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        try:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._part.replace(self._path)
+        except (OSError, av.FFmpegError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> RenderError:
+        return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")
+
+
+def _unfinished(path: Path) -> Path:
+    """Make an empty file with a name of its own beside `path`, and with the permissions that a new file
+    gets."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {path.parent} that can be written",
+            found=error.strerror or str(error),
+            fix="give another folder or change its permissions",
+        ) from error
+    umask = os.umask(0)
+    os.umask(umask)
+    os.fchmod(handle, 0o666 & ~umask)
+    os.close(handle)
+    return Path(name)

@@ -1,0 +1,42 @@
+"""Progress bars of the command-line tools."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from nuwaxl.engine.stats import Phase, Progress
+
+_UNITS = {"diffuse": "step", "decode": "frame"}
+
+
+class ProgressBars:
+    """A context; call it with every Progress. Draws on stderr, and only where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._bars: dict[Phase, Any] = {}
+        self._drawn = sys.stderr.isatty()
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bar of a phase."""
+        if not self._drawn or progress.phase not in _UNITS:
+            return
+        bar = self._bars.get(progress.phase)
+        if bar is None:
+            bar = self._bars[progress.phase] = tqdm(
+                total=progress.total,
+                desc=progress.phase,
+                unit=_UNITS[progress.phase],
+                position=len(self._bars),
+            )
+        bar.update(progress.done - bar.n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for bar in self._bars.values():
+            bar.close()

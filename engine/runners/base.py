@@ -1,0 +1,58 @@
+"""The shape of a runner: what the render loop asks of an inference runtime."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+UInt8 = NDArray[np.uint8]
+
+
+class Denoising(Protocol):
+    """A batch of segments under way. Its latents and its state tensors stay with the runner, on the
+    device."""
+
+    def step(
+        self, timestep: NDArray[np.int64], coefficients: Float32, guidance: Float32, noise: Float32 | None
+    ) -> None:
+        """Move every segment by one denoising step.
+
+        Args:
+            timestep: (b,) index into the training schedule.
+            coefficients: (b, 6) rows of a sampler's table.
+            guidance: (b,) classifier-free guidance scales.
+            noise: (b, L, c, h, w), or None where the sampler adds none.
+        """
+
+    def latents(self) -> Float32:
+        """The latents as they are now, (b, L, c, h, w)."""
+
+
+class Runner(Protocol):
+    """One inference runtime on one device. A runner is used by one worker thread at a time."""
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
+        """Tokens (n, l_p) to prompt embeddings (n, l_p, d_p)."""
+
+    def start(
+        self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32
+    ) -> Denoising:
+        """Begin a batch: run what does not depend on the timestep, once.
+
+        Args:
+            x: (b, L, c, h, w) the noise to start from.
+            prompt: (b, L, l_p, d_p) the prompt of every frame.
+            negative: (b, l_p, d_p) the prompt to be guided away from.
+            condition: (b, L, c, h, w) x_0^c, the known frames' latents.
+            mask: (b, L, 1, h, w) x_0^m, 1 on the known frames.
+        """
+
+    def decode(self, latents: Float32) -> UInt8:
+        """Latents (b, L, c, h, w) to video (b, L, H, W, 3)."""
+
+    def encode(self, video: UInt8) -> Float32:
+        """Video (b, L, H, W, 3) to latents (b, L, c, h, w)."""
+
+    def close(self) -> None:
+        """Free what the runner holds. It cannot be used afterwards."""

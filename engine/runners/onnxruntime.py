@@ -1,0 +1,138 @@
+"""A runner on ONNX Runtime's CPU provider."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners.base import Float32, UInt8
+from nuwaxl.errors import InputError
+
+_HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
+
+
+class OnnxRuntimeRunner:
+    """The bundle's graphs as ONNX Runtime sessions.
+
+    The graphs of the inner loop are opened at once; text and encode, which not every worker needs, at their
+    first use.
+
+    Raises:
+        InputError: ONNX Runtime is not installed, or cannot load a graph.
+    """
+
+    def __init__(self, bundle: Bundle, worker: Worker) -> None:
+        self._runtime = load_onnxruntime()
+        self._bundle = bundle
+        self._options = self._session_options(worker)
+        self._sessions: dict[str, Any] = {}
+        for name in ("prepare", "step", "decode"):
+            self._session(name)
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
+        """See Runner.encode_text."""
+        prompt: Float32 = self._run("text", {"tokens": tokens})["prompt"]
+        return prompt
+
+    def start(
+        self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32
+    ) -> "OnnxRuntimeDenoising":
+        """See Runner.start."""
+        state = self._run(
+            "prepare", {"prompt": prompt, "negative": negative, "condition": condition, "mask": mask}
+        )
+        return OnnxRuntimeDenoising(self, x, state)
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """One call of the step graph: its inputs and its outputs by name."""
+        return self._run("step", inputs)
+
+    def decode(self, latents: Float32) -> UInt8:
+        """See Runner.decode."""
+        video: UInt8 = self._run("decode", {"latents": latents})["video"]
+        return video
+
+    def encode(self, video: UInt8) -> Float32:
+        """See Runner.encode."""
+        latents: Float32 = self._run("encode", {"video": video})["latents"]
+        return latents
+
+    def close(self) -> None:
+        """See Runner.close."""
+        self._sessions.clear()
+
+    def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        names = [tensor.name for tensor in self._bundle.manifest.graphs[graph].outputs]
+        return dict(zip(names, self._session(graph).run(names, inputs), strict=True))
+
+    def _session(self, name: str) -> Any:
+        if name not in self._sessions:
+            path = self._bundle.file(name)
+            try:
+                self._sessions[name] = self._runtime.InferenceSession(
+                    str(path), sess_options=self._options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # ONNX Runtime's errors have no common base class
+                raise InputError(
+                    expected=f"a graph that onnxruntime {self._runtime.__version__} can load at {path}",
+                    found=str(error),
+                    fix="install another onnxruntime, or export the bundle again",
+                ) from error
+        return self._sessions[name]
+
+    def _session_options(self, worker: Worker) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = worker.threads
+        options.inter_op_num_threads = 1
+        # Spinning threads of one worker take the cores from another.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if worker.alone else "0")
+        return options
+
+
+class OnnxRuntimeDenoising:
+    """A batch under way on ONNX Runtime (see Denoising)."""
+
+    def __init__(self, runner: OnnxRuntimeRunner, x: Float32, state: dict[str, Any]) -> None:
+        self._runner = runner
+        self._no_noise = np.zeros_like(x)
+        self._tensors = {**state, "x": x, "history": np.zeros_like(x)}
+
+    def step(
+        self, timestep: NDArray[np.int64], coefficients: Float32, guidance: Float32, noise: Float32 | None
+    ) -> None:
+        """See Denoising.step."""
+        outputs = self._runner.step(
+            {
+                **self._tensors,
+                "noise": self._no_noise if noise is None else noise,
+                "timestep": timestep.astype(np.float32),
+                "coefficients": coefficients,
+                "guidance": guidance,
+            }
+        )
+        for output, name in _HISTORY.items():
+            self._tensors[name] = outputs[output]
+
+    def latents(self) -> Float32:
+        """See Denoising.latents."""
+        return np.asarray(self._tensors["x"], dtype=np.float32)
+
+
+def load_onnxruntime() -> ModuleType:
+    """The onnxruntime module, imported only when a runner needs it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise InputError(
+            expected="an inference runtime (the package onnxruntime)",
+            found=str(error),
+            fix="pip install 'nuwaxl[cpu]', or 'nuwaxl[cuda]' on a machine with a GPU",
+        ) from error

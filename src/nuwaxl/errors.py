@@ -1,0 +1,19 @@
+"""Errors of nuwaxl: what was expected, what was found, what to do."""
+
+
+class NuwaxlError(Exception):
+    """Base of every error nuwaxl raises on purpose. Command-line tools print it as one line, without a traceback."""
+
+
+class InputError(NuwaxlError, ValueError):
+    """What the user gave cannot be used; raised before any work starts. Command-line tools exit with status 2."""
+
+    def __init__(self, *, expected: str, found: str, fix: str) -> None:
+        super().__init__(f"expected {expected}; found {found}; {fix}")
+        self.expected = expected
+        self.found = found
+        self.fix = fix
+
+
+class RenderError(NuwaxlError):
+    """A render that had started could not be finished. Command-line tools exit with status 1."""

@@ -1,0 +1,142 @@
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+#include "check.h"
+#include "plan.h"
+
+using nuwaxl::Plan;
+using nuwaxl::Segment;
+
+namespace {
+
+using Ids = std::vector<std::int64_t>;
+
+struct Shape {
+    std::int64_t frames, length, depth;
+};
+
+// Every pruned tree of a few small shapes, and the paper's.
+std::vector<Shape> shapes() {
+    std::vector<Shape> all{{1024, 16, 3}, {3376, 16, 3}, {3375, 16, 3}, {227, 16, 3}};
+    for (const std::int64_t length : {3, 4, 6}) {
+        for (std::int64_t depth = 1; depth <= 3; ++depth) {
+            for (std::int64_t frames = 1; frames <= Plan::span(length, depth); ++frames) {
+                all.push_back({frames, length, depth});
+            }
+        }
+    }
+    return all;
+}
+
+}  // namespace
+
+TEST(the_papers_1024_frames_take_1_5_and_69_segments) {
+    const Plan plan(1024, 16, 3);
+    CHECK((plan.counts() == Ids{1, 5, 69}));
+    CHECK(plan.size() == 75);
+    CHECK((Plan(3376, 16).counts() == Ids{1, 15, 225}));
+}
+
+TEST(spans_are_those_of_the_paper) {
+    CHECK(Plan::span(16, 1) == 16);
+    CHECK(Plan::span(16, 2) == 226);
+    CHECK(Plan::span(16, 3) == 3376);
+}
+
+TEST(the_default_depth_is_the_smallest_that_spans_the_frames) {
+    CHECK(Plan(1, 16).depth() == 1);
+    CHECK(Plan(16, 16).depth() == 1);
+    CHECK(Plan(17, 16).depth() == 2);
+    CHECK(Plan(226, 16).depth() == 2);
+    CHECK(Plan(227, 16).depth() == 3);
+    CHECK(Plan(3377, 16).depth() == 4);
+}
+
+TEST(segments_are_those_whose_first_frame_lies_before_the_end) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        std::int64_t whole = 1;
+        for (std::int64_t d = 0; d < depth; ++d, whole *= length - 1) {
+            const std::int64_t reach = (length - 1) * plan.segment(plan.id_of(d, 0)).stride;
+            std::int64_t expected = 0;
+            for (std::int64_t k = 0; k < whole; ++k) expected += k * reach < frames ? 1 : 0;
+            CHECK(plan.count(d) == expected);
+        }
+    }
+}
+
+TEST(each_segment_shares_its_ends_with_adjacent_frames_of_its_parent) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        CHECK(plan.segment(0).parent == Plan::kNoParent);
+        for (std::int64_t id = 1; id < plan.size(); ++id) {
+            const Segment segment = plan.segment(id);
+            const Ids own = plan.frames_of(id);
+            const Ids given = plan.frames_of(segment.parent);
+            const auto first = std::find(given.begin(), given.end(), own.front());
+            CHECK(segment.parent < id);
+            CHECK(first != given.end() && first + 1 != given.end() && *(first + 1) == own.back());
+        }
+    }
+}
+
+TEST(children_and_parents_agree) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        std::int64_t children = 0;
+        for (std::int64_t id = 0; id < plan.size(); ++id) {
+            for (const std::int64_t child : plan.children(id)) {
+                CHECK(plan.segment(child).parent == id);
+                ++children;
+            }
+        }
+        CHECK(children == plan.size() - 1);
+    }
+}
+
+TEST(every_frame_is_generated_once_and_origin_of_names_by_whom) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        std::map<std::int64_t, std::int64_t> generated;  // frame -> segment; a local is given its first and last
+        for (std::int64_t id = 0; id < plan.size(); ++id) {
+            const Ids own = plan.frames_of(id);
+            const std::size_t given = id == 0 ? 0 : 1;
+            for (std::size_t i = given; i + given < own.size(); ++i) {
+                CHECK(generated.emplace(own[i], id).second);
+            }
+        }
+        for (std::int64_t frame = 0; frame < frames; ++frame) {
+            CHECK(generated.contains(frame));
+            CHECK(generated[frame] == plan.origin_of(frame));
+        }
+        for (const auto& [frame, id] : generated) CHECK(plan.origin_of(frame) == id);
+    }
+}
+
+TEST(wrong_arguments_are_refused_with_what_to_do) {
+    CHECK(check::refuses([] { Plan(0, 16); }));
+    CHECK(check::refuses([] { Plan(-1, 16); }));
+    CHECK(check::refuses([] { Plan(INT64_MAX, 16); }));
+    CHECK(check::refuses([] { Plan(10, 2); }));
+    CHECK(check::refuses([] { Plan(10, 16, 0); }));
+    CHECK(check::refuses([] { Plan(3377, 16, 3); }));
+    CHECK(check::refuses([] { Plan(10, 16, 1000); }));
+    CHECK(check::refuses([] { Plan::span(2, 1); }));
+    CHECK(check::refuses([] { Plan::span(16, 0); }));
+    const Plan plan(100, 16);
+    CHECK(check::refuses([&] { plan.segment(-1); }));
+    CHECK(check::refuses([&] { plan.segment(plan.size()); }));
+    CHECK(check::refuses([&] { plan.origin_of(-1); }));
+    CHECK(check::refuses([&] { plan.origin_of(1000); }));
+}
+
+TEST(a_plan_of_ten_million_segments_is_immediate) {
+    const auto start = std::chrono::steady_clock::now();
+    const Plan plan(140'000'000, 16);
+    CHECK(plan.size() > 9'000'000);
+    CHECK(plan.origin_of(139'999'999) < plan.size());
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::milliseconds(100));
+}
+
+int main() { return check::run_all(); }

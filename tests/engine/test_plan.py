@@ -1,0 +1,145 @@
+"""The pruned tree of diffusions, PAPER.md 3.3."""
+
+import re
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nuwaxl.engine._core import Plan
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Pruned trees of every depth up to 4, of at most some thousand segments."""
+    length = draw(st.integers(3, 16))
+    depth = draw(st.integers(1, 4))
+    frames = draw(st.integers(1, min(Plan.span(length, depth), 3000)))
+    return Plan(frames, length, depth)
+
+
+def test_1024_frames_at_length_16_and_depth_3_take_1_5_and_69_segments() -> None:
+    plan = Plan(1024, 16, 3)
+    assert plan.counts == [1, 5, 69]
+    assert len(plan) == 75
+    assert (plan.frames, plan.length, plan.depth) == (1024, 16, 3)
+
+
+@pytest.mark.parametrize(("depth", "span"), [(1, 16), (2, 226), (3, 3376)])
+def test_a_tree_spans_what_the_paper_says_and_the_default_depth_follows(depth: int, span: int) -> None:
+    assert Plan.span(16, depth) == span
+    assert Plan(span, 16).depth == depth
+    assert Plan(span + 1, 16).depth == depth + 1
+    assert Plan(span, 16).counts == [15**d for d in range(depth)]
+
+
+@given(plans())
+def test_the_plan_keeps_the_segments_whose_first_frame_lies_before_the_end(plan: Plan) -> None:
+    whole = plan.length - 1
+    for depth, count in enumerate(plan.counts):
+        reach = whole ** (plan.depth - depth)
+        assert count == min(whole**depth, -(-plan.frames // reach))
+
+
+@given(plans())
+def test_every_frame_is_generated_exactly_once_and_origin_of_names_by_whom(plan: Plan) -> None:
+    origin: dict[int, int] = {}
+    generated: Counter[int] = Counter()
+    for id in range(len(plan)):
+        frames = plan.frames_of(id).tolist()
+        for frame in frames if id == 0 else frames[1:-1]:
+            generated[frame] += 1
+            origin[frame] = id
+    assert set(generated.values()) == {1}
+    assert set(range(plan.frames)) <= set(generated)
+    assert all(plan.origin_of(frame) == id for frame, id in origin.items())
+
+
+@given(plans())
+def test_a_segment_takes_its_ends_from_adjacent_frames_of_its_parent(plan: Plan) -> None:
+    assert plan.segment(0).parent == -1
+    for id in range(1, len(plan)):
+        segment = plan.segment(id)
+        parent = plan.segment(segment.parent)
+        frames = plan.frames_of(id)
+        given_frames = plan.frames_of(segment.parent)
+        assert segment.parent < id
+        assert parent.depth == segment.depth - 1
+        assert parent.stride == segment.stride * (plan.length - 1)
+        position = int(np.flatnonzero(given_frames == frames[0])[0])
+        assert given_frames[position + 1] == frames[-1]
+
+
+@given(plans())
+def test_neighbours_of_one_depth_share_their_boundary_frame(plan: Plan) -> None:
+    for id in range(1, len(plan)):
+        if plan.segment(id).index > 0:
+            assert plan.frames_of(id - 1)[-1] == plan.frames_of(id)[0]
+
+
+@given(plans())
+def test_children_are_the_segments_that_name_the_parent(plan: Plan) -> None:
+    named: dict[int, list[int]] = {id: [] for id in range(len(plan))}
+    for id in range(1, len(plan)):
+        named[plan.segment(id).parent].append(id)
+    assert {id: plan.children(id) for id in range(len(plan))} == named
+
+
+@given(plans())
+def test_ids_are_depth_major_and_frames_follow_from_first_frame_and_stride(plan: Plan) -> None:
+    ids = [(plan.segment(id).depth, plan.segment(id).index) for id in range(len(plan))]
+    assert ids == [(depth, index) for depth, count in enumerate(plan.counts) for index in range(count)]
+    for id in range(len(plan)):
+        segment, frames = plan.segment(id), plan.frames_of(id)
+        assert frames.shape == (plan.length,)
+        assert frames.dtype == np.int64
+        assert (frames == segment.first_frame + segment.stride * np.arange(plan.length)).all()
+
+
+def test_frames_of_outlives_its_plan() -> None:
+    frames = Plan(1024, 16).frames_of(7)
+    assert frames.tolist() == list(range(15, 31))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ((0, 16), "0"),
+        ((-5, 16), "-5"),
+        ((10, 2), "2"),
+        ((10, 16, 0), "0"),
+        ((10, 16, -1), "-1"),
+        ((3377, 16, 3), "3377"),
+        ((10, 16, 100), "100"),
+    ],
+)
+def test_an_impossible_plan_is_refused_with_what_to_do(arguments: tuple[int, ...], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^expected .*; found .*{re.escape(found)}.*; \w+"):
+        Plan(*arguments)
+
+
+def test_too_many_frames_for_a_tree_name_the_depth_that_would_do() -> None:
+    with pytest.raises(ValueError, match=r"at most 3376 frames.*found 3377.*depth of 4"):
+        Plan(3377, 16, 3)
+
+
+def test_unknown_segments_and_frames_are_refused() -> None:
+    plan = Plan(100, 16)
+    for id in (-1, len(plan)):
+        for ask in (plan.segment, plan.frames_of, plan.children):
+            with pytest.raises(ValueError, match=rf"expected a segment id.*found {id}"):
+                ask(id)
+    for frame in (-1, 226):
+        with pytest.raises(ValueError, match=rf"expected a frame.*found {frame}"):
+            plan.origin_of(frame)
+
+
+def test_a_plan_of_ten_million_segments_costs_nothing() -> None:
+    start = time.perf_counter()
+    plan = Plan(140_000_000, 16)
+    assert len(plan) > 9_000_000
+    assert plan.segment(plan.origin_of(139_999_999)).depth == plan.depth - 1
+    assert time.perf_counter() - start < 0.5

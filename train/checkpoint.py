@@ -1,0 +1,92 @@
+"""Training checkpoints and model directories: safetensors and JSON only, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nuwaxl.errors import InputError
+
+_PREFIX = "step_"
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return {
+            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
+        }
+    except (OSError, SafetensorError) as error:
+        raise InputError(expected=f"safetensors weights at {path}", found=str(error), fix="name another file") from error
+
+
+def load_into(module: nn.Module, path: Path, may_lack: str | None = None) -> None:
+    """Load weights strictly; names that contain `may_lack` keep their initialisation where the file lacks them."""
+    weights, own = load_weights(path), module.state_dict()
+    missing = [name for name in own if name not in weights and not (may_lack and may_lack in name)]
+    extra = [name for name in weights if name not in own]
+    shapes = [name for name in weights if name in own and own[name].shape != weights[name].shape]
+    for kind, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes)):
+        if names:
+            raise InputError(
+                expected=f"the weights of this configuration in {path}",
+                found=f"{len(names)} {kind}, first {names[0]}",
+                fix="use the configuration they were trained with",
+            )
+    module.load_state_dict(weights, strict=False)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint below `folder`."""
+    found = sorted(folder.glob(f"{_PREFIX}*[0-9]"))
+    return found[-1] if found else None
+
+
+def save_training(
+    folder: Path, step: int, modules: Mapping[str, nn.Module], ema: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, keep: int
+) -> None:
+    """Write `step_NNNNNNNN/` with weights, their moving average and the optimiser's moments; drop all but `keep`."""
+    final = folder / f"{_PREFIX}{step:08d}"
+    partial = final.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, module in modules.items():
+        save_weights(module.state_dict(), partial / f"{name}.safetensors")
+    save_weights(ema, partial / "ema.safetensors")
+    moments = {
+        f"{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    save_weights(moments, partial / "optimizer.safetensors")
+    (partial / "training.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_training(
+    checkpoint: Path, modules: Mapping[str, nn.Module], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
+    """Restore what `save_training` wrote; returns the number of steps done."""
+    for name, module in modules.items():
+        load_into(module, checkpoint / f"{name}.safetensors")
+    for name, tensor in load_weights(checkpoint / "ema.safetensors").items():
+        ema[name].copy_(tensor)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_weights(checkpoint / "optimizer.safetensors").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"])

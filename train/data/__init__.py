@@ -1,0 +1,1 @@
+"""Long videos with captions: reading, sampling, and a generator of cartoons."""

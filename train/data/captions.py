@@ -1,0 +1,85 @@
+"""Captions of a video: a JSON-lines file of {"frame": n, "text": "..."}, each holding until the next one."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from nuwaxl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts by the frame at which each begins; `frames` ascends from 0, neighbouring texts differ."""
+
+    frames: tuple[int, ...]
+    texts: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a caption file: entries in order of frame, the first for frame 0. Blank lines are skipped.
+
+        Raises InputError, naming file and line, for anything else.
+        """
+        path = Path(path)
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                expected=f"a UTF-8 caption file at {path}",
+                found=str(error),
+                fix="write one caption line a frame",
+            ) from error
+        frames: list[int] = []
+        texts: list[str] = []
+        last = -1
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            frame, text = _parse(line, f"{path}, line {number}")
+            if frame <= last or (last < 0 and frame != 0):
+                expected = f"a frame above {last}" if last >= 0 else "frame 0 first"
+                raise InputError(
+                    expected=f"{expected} in {path}, line {number}",
+                    found=str(frame),
+                    fix="sort the lines by frame",
+                )
+            last = frame
+            if not texts or text != texts[-1]:
+                frames.append(frame)
+                texts.append(text)
+        if not texts:
+            raise InputError(
+                expected=f"captions in {path}", found="an empty file", fix="caption at least frame 0"
+            )
+        return cls(tuple(frames), tuple(texts))
+
+    def text_at(self, frame: int) -> str:
+        """The caption that holds at this frame (>= 0)."""
+        if frame < 0:
+            raise InputError(
+                expected="a frame of at least 0", found=str(frame), fix="ask for a frame of the video"
+            )
+        return self.texts[bisect_right(self.frames, frame) - 1]
+
+
+def _parse(line: str, where: str) -> tuple[int, str]:
+    example = '{"frame": 0, "text": "..."}'
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(expected=f"JSON in {where}", found=str(error), fix=f"write {example}") from error
+    frame = entry.get("frame") if isinstance(entry, dict) else None
+    text = entry.get("text") if isinstance(entry, dict) else None
+    if isinstance(frame, bool) or not isinstance(frame, int) or frame < 0:
+        raise InputError(
+            expected=f"a whole frame number of at least 0 in {where}",
+            found=repr(frame),
+            fix=f"write {example}",
+        )
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(expected=f"a text in {where}", found=repr(text), fix=f"write {example}")
+    return frame, text.strip()

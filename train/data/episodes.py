@@ -1,0 +1,125 @@
+"""A folder of long captioned videos, and the sampling of training segments from it (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nuwaxl.errors import InputError
+from nuwaxl.train.data.captions import Captions
+from nuwaxl.train.data.videos import VideoFile
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+OPEN_FILES = 128  # indexing a long video costs more than reading a few frames of it, so readers are kept
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One long video; its captions are in the file of the same name with suffix .jsonl."""
+
+    video: Path
+    frames: int
+    height: int
+    width: int
+    fps: float
+    captions: Captions
+
+
+@dataclass(frozen=True)
+class TrainingSegment:
+    """L frames of one episode as the diffusion of depth `depth` sees them.
+
+    `frames` int64 (L,) are frame numbers at stride s_d; `mask` float32 (L,) is x_0^m by frame: 1 where the
+    frame is given (first and last for depth > 0), 0 where it is to be generated.
+    """
+
+    episode: int
+    depth: int
+    frames: np.ndarray
+    mask: np.ndarray
+
+
+class EpisodeFolder:
+    """All videos of a folder, in order of name. Raises InputError, naming the file, if one cannot be used."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(
+                expected=f"a folder at {self.folder}",
+                found="none",
+                fix="name the folder that holds the videos",
+            )
+        videos = sorted(path for path in self.folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+        if not videos:
+            raise InputError(
+                expected=f"videos ({', '.join(VIDEO_SUFFIXES)}) in {self.folder}",
+                found="none",
+                fix="name the folder that holds the videos",
+            )
+        self.episodes = [_open_episode(video) for video in videos]
+        self._open: OrderedDict[int, VideoFile] = OrderedDict()
+
+    def read(self, episode: int, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames of one episode by number, uint8 (n, H, W, 3)."""
+        if episode not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            self._open[episode] = VideoFile(self.episodes[episode].video)
+        self._open.move_to_end(episode)
+        return self._open[episode].read(frames)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def texts(self, segment: TrainingSegment) -> list[str]:
+        """The L captions of a segment's frames."""
+        captions = self.episodes[segment.episode].captions
+        return [captions.text_at(int(frame)) for frame in segment.frames]
+
+    def sample_segment(
+        self,
+        rng: np.random.Generator,
+        length: int,
+        depth: int,
+        depth_probabilities: Sequence[float] | None = None,
+    ) -> TrainingSegment:
+        """A segment of `length` = L frames for a tree of `depth` = m levels, anywhere in any episode.
+
+        The level d is drawn from `depth_probabilities` (m numbers, uniform if not given), the stride is
+        s_d = (L-1)^(m-1-d). Raises InputError if no episode is long enough for the level drawn.
+        """
+        d = int(rng.choice(depth, p=depth_probabilities))
+        stride = (length - 1) ** (depth - 1 - d)
+        span = (length - 1) * stride + 1
+        level = f"L = {length}, m = {depth}, d = {d}"
+        usable = [number for number, episode in enumerate(self.episodes) if episode.frames >= span]
+        if not usable:
+            raise InputError(
+                expected=f"a video of at least {span} frames in {self.folder} ({level})",
+                found=f"{max(episode.frames for episode in self.episodes)} frames at most",
+                fix="add longer videos, or train a smaller depth",
+            )
+        episode = int(rng.choice(usable))
+        start = int(rng.integers(self.episodes[episode].frames - span + 1))
+        mask = np.zeros(length, np.float32)
+        if d > 0:
+            mask[[0, -1]] = 1.0
+        return TrainingSegment(episode, d, start + stride * np.arange(length, dtype=np.int64), mask)
+
+
+def _open_episode(video: Path) -> Episode:
+    with VideoFile(video) as file:
+        frames, height, width, fps = len(file), file.height, file.width, file.fps
+    captions = Captions.load(video.with_suffix(".jsonl"))
+    if captions.frames[-1] >= frames:
+        raise InputError(
+            expected=f"captions of frames 0 to {frames - 1} in {video.with_suffix('.jsonl')}",
+            found=f"frame {captions.frames[-1]}",
+            fix="pair the captions with their own video",
+        )
+    return Episode(video, frames, height, width, fps, captions)

@@ -1,0 +1,132 @@
+"""The training loop both networks share: optimiser, moving average, log, checkpoints, resume.
+
+All randomness of step n is a function of (seed, n), so a resumed run continues exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.train import checkpoint
+from nuwaxl.train.run import RunConfig
+
+
+class TrainingError(NuwaxlError):
+    """A training that cannot go on, such as one whose loss is no longer finite."""
+
+
+class Task(Protocol):
+    """What is trained: its modules by name (saved under it), the parameters that learn, and the loss of a step."""
+
+    modules: dict[str, nn.Module]
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one batch and figures to log; all randomness comes from the two generators."""
+        ...
+
+    def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
+        """Write what the next stage reads, from the averaged weights of each module."""
+        ...
+
+
+class Averages:
+    """Exponential moving average of the modules' floating-point state, names prefixed by the module's."""
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
+        self.modules = modules
+        self.decay = decay
+        self.values = {name: tensor.detach().clone() for name, tensor in self._state().items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{prefix}/{name}": tensor
+            for prefix, module in self.modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        # Early on the average follows quickly, or the initialisation would stay in it for long.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in self._state().items():
+            self.values[name].lerp_(tensor, 1 - decay)
+
+    def by_module(self) -> dict[str, dict[str, Tensor]]:
+        result: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in self.modules}
+        for name, tensor in self.values.items():
+            prefix, key = name.split("/", 1)
+            result[prefix][key] = tensor
+        return result
+
+
+def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path:
+    """Train to `run.steps`; writes log.jsonl, step_*/ and model/ below `run.out`. Returns the path of model/."""
+    out = Path(run.out)
+    previous = checkpoint.latest(out)
+    if previous is not None and not resume:
+        raise InputError(
+            expected=f"no earlier training in {out}",
+            found=previous.name,
+            fix="go on with it by --resume, or name another folder by --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    parameters = task.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=run.weight_decay, betas=(0.9, 0.99))
+    averages = Averages(task.modules, run.ema_decay)
+    start = checkpoint.load_training(previous, task.modules, averages.values, optimizer) if previous else 0
+    device = run.torch_device()
+
+    began = time.monotonic()
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        bar = tqdm(range(start, run.steps), initial=start, total=run.steps, disable=None if show_progress else True)
+        sums: dict[str, float] = {}
+        for step in bar:
+            rng = np.random.default_rng([run.seed, step])
+            generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+            for group in optimizer.param_groups:
+                group["lr"] = run.rate_at(step)
+            loss, figures = task.loss(rng, generator)
+            if not math.isfinite(float(loss.detach())):
+                last = checkpoint.latest(out)
+                raise TrainingError(
+                    f"expected a finite loss; found {float(loss.detach())} at step {step}; "
+                    f"lower the learning rate and resume from {last if last else 'the start'}"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, run.clip)
+            optimizer.step()
+            averages.update(step)
+            for name, value in {**figures, "grad_norm": float(norm)}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if (step + 1) % run.log_every == 0:
+                means = {name: value / run.log_every for name, value in sums.items()}
+                sums = {}
+                line = {"step": step + 1, **means, "rate": run.rate_at(step), "seconds": time.monotonic() - began}
+                log.write(json.dumps({k: float(f"{v:.6g}") for k, v in line.items()}) + "\n")
+                log.flush()
+                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
+                checkpoint.save_training(
+                    out, step + 1, task.modules, averages.values, optimizer, run.keep_checkpoints
+                )
+                _publish(task, averages, out)
+    return out / "model"
+
+
+def _publish(task: Task, averages: Averages, out: Path) -> None:
+    folder = out / "model"
+    folder.mkdir(exist_ok=True)
+    task.publish(averages.by_module(), folder)

@@ -1,0 +1,94 @@
+"""Training of T-KLVAE: reconstruction and KL, as the image KLVAE (paper section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nuwaxl.train import checkpoint
+from nuwaxl.train.config import TKLVAEConfig, from_table
+from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.run import RunConfig
+
+
+@dataclass(frozen=True)
+class TKLVAETraining:
+    """[training]: `frames` consecutive frames a sample (1 trains the image KLVAE), `init` weights to start from.
+
+    `trainable` "temporal" leaves the pretrained spatial layers as they are. `kl_weight` weighs the KL term, in nats
+    a latent value, against the mean L1 a pixel value. `calibration_batches` batches measure latent_shift and _scale.
+    """
+
+    frames: int = 16
+    init: str = ""
+    trainable: Literal["all", "temporal"] = "all"
+    kl_weight: float = 1e-6
+    calibration_batches: int = 16
+
+
+class TKLVAETask:
+    def __init__(self, tables: Mapping[str, Any], run: RunConfig) -> None:
+        self.config = from_table(TKLVAEConfig, tables.get("tklvae", {}), "[tklvae]")
+        self.training = from_table(TKLVAETraining, tables.get("training", {}), "[training]")
+        self.run, self.device = run, run.torch_device()
+        self.folder = EpisodeFolder(run.data)
+        torch.manual_seed(run.seed)
+        self.network = TKLVAE(self.config)
+        if self.training.init:
+            checkpoint.load_into(self.network, Path(self.training.init), may_lack="temporal")
+        self.network.to(self.device, memory_format=torch.channels_last)
+        self.modules: dict[str, nn.Module] = {"tklvae": self.network}
+
+    def parameters(self) -> list[nn.Parameter]:
+        if self.training.trainable == "temporal":
+            self.network.requires_grad_(False)
+            for parameter in self.network.temporal_parameters():
+                parameter.requires_grad_(True)
+            return self.network.temporal_parameters()
+        return list(self.network.parameters())
+
+    def batch(self, rng: np.random.Generator) -> Tensor:
+        """Windows of consecutive frames, (b, L, C, H, W) in [-1, 1]."""
+        windows = []
+        for _ in range(self.run.batch_size):
+            episode = int(rng.integers(len(self.folder)))
+            start = int(rng.integers(self.folder.episodes[episode].frames - self.training.frames + 1))
+            windows.append(self.folder.read(episode, range(start, start + self.training.frames)))
+        return to_network(np.stack(windows), self.device)
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        video = self.batch(rng)
+        mean, log_variance = self.network.moments(video)
+        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        output = self.network.reconstruct(mean + (0.5 * log_variance).exp() * noise)
+        reconstruction = (output - video).abs().mean()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
+        total = reconstruction + self.training.kl_weight * kl
+        psnr = -10.0 * torch.log10((output - video).square().mean() / 4.0)
+        return total, {"l1": reconstruction.item(), "kl": kl.item(), "psnr_db": psnr.item()}
+
+    def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
+        network = TKLVAE(self.config)
+        network.load_state_dict(weights["tklvae"])
+        self._calibrate(network.to(self.device))
+        checkpoint.save_weights(network.state_dict(), folder / "tklvae.safetensors")
+
+    @torch.no_grad()
+    def _calibrate(self, network: TKLVAE) -> None:
+        """Measure mean and deviation of each latent channel, so that the diffusion sees standardised latents."""
+        rng = np.random.default_rng(self.run.seed)
+        means = torch.cat([network.moments(self.batch(rng))[0] for _ in range(self.training.calibration_batches)])
+        network.latent_shift.copy_(means.mean(dim=(0, 1, 3, 4)))
+        network.latent_scale.copy_(1.0 / means.std(dim=(0, 1, 3, 4)))
+
+
+def to_network(frames: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (b, L, H, W, 3) -> float32 (b, L, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
