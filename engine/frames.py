@@ -48,7 +48,8 @@ class FrameStore:
     def put(self, segments: list[int], latents: Latents) -> None:
         """Keep what segments generated, latents (b, L, c, h, w).
 
-        All frames of the global diffusion, the interior of a local one: its ends stay as the parent made them.
+        All frames of the global diffusion, the interior of a local one: its ends stay as its parent made
+        them.
         """
         for segment, made in zip(segments, latents, strict=True):
             inner = slice(1, -1) if self._plan.segment(segment).depth > 0 else slice(None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# The same examples on every run, so that a failure seen once is seen again; no deadline, since machines are shared.
+# The same examples on every run, so that a failure seen once is seen again. No deadline: machines are shared.
 settings.register_profile(
     "nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -91,7 +91,7 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
     began = time.monotonic()
     with (out / "log.jsonl").open("a", encoding="utf-8") as log:
         bar = tqdm(range(start, run.steps), initial=start, total=run.steps, disable=None if show_progress else True)
-        sums: dict[str, float] = {}
+        recent: dict[str, list[float]] = {}
         for step in bar:
             rng = np.random.default_rng([run.seed, step])
             generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
@@ -110,10 +110,10 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
             optimizer.step()
             averages.update(step)
             for name, value in {**figures, "grad_norm": float(norm)}.items():
-                sums[name] = sums.get(name, 0.0) + value
+                recent.setdefault(name, []).append(value)
             if (step + 1) % run.log_every == 0:
-                means = {name: value / run.log_every for name, value in sums.items()}
-                sums = {}
+                means = {name: sum(values) / len(values) for name, values in recent.items()}
+                recent = {}
                 line = {"step": step + 1, **means, "rate": run.rate_at(step), "seconds": time.monotonic() - began}
                 log.write(json.dumps({k: float(f"{v:.6g}") for k, v in line.items()}) + "\n")
                 log.flush()

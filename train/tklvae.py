@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nuwaxl.train import checkpoint
 from nuwaxl.train.config import TKLVAEConfig, from_table
 from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.data.videos import to_network
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.run import RunConfig
 
@@ -87,8 +88,3 @@ class TKLVAETask:
         means = torch.cat([network.moments(self.batch(rng))[0] for _ in range(self.training.calibration_batches)])
         network.latent_shift.copy_(means.mean(dim=(0, 1, 3, 4)))
         network.latent_scale.copy_(1.0 / means.std(dim=(0, 1, 3, 4)))
-
-
-def to_network(frames: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (b, L, H, W, 3) -> float32 (b, L, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0

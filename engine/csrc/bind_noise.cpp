@@ -26,6 +26,7 @@ Unsigned unsigned_argument(const char* name, nb::int_ value) {
 }
 
 bool is_contiguous(const nb::ndarray<>& array) {
+    if (array.size() == 0) return true;
     std::int64_t expected = 1;
     for (std::size_t axis = array.ndim(); axis-- > 0;) {
         if (array.shape(axis) != 1 && array.stride(axis) != expected) return false;

@@ -5,7 +5,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nuwaxl.errors import InputError, NuwaxlError
 
@@ -17,13 +17,9 @@ EXIT_INTERRUPTED = 130
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help keeps the description's lines."""
 
-    def __init__(self, *, prog: str, description: str, epilog: str | None = None) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
         )
 
     def error(self, message: str) -> NoReturn:
@@ -46,7 +42,7 @@ def run(prog: str, command: Callable[[], None]) -> int:
         except NuwaxlError as error:
             return _fail(prog, error, EXIT_FAILED)
         except KeyboardInterrupt:
-            print(f"{prog}: interrupted; nothing was written", file=sys.stderr)
+            print(f"{prog}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
     return 0
 

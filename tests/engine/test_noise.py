@@ -74,7 +74,7 @@ def test_noise_is_standard_normal() -> None:
     assert abs(values.var() - 1) < 5 * math.sqrt(2 / n)
     assert abs((values**3).mean()) < 5 * math.sqrt(15 / n)
     assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / n)
-    # Kolmogorov-Smirnov: the largest distance to the normal distribution, 1.95 / sqrt(n) one time in a thousand.
+    # Kolmogorov-Smirnov: the distance to the normal distribution passes 1.95 / sqrt(n) once in a thousand.
     sample = values[:: n // 10_000]
     ranks = np.arange(0, n, n // 10_000) / n
     expected = np.array([0.5 * (1 + math.erf(value / math.sqrt(2))) for value in sample])

@@ -10,6 +10,7 @@ from typing import Self
 
 import av
 import numpy as np
+import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -158,3 +159,8 @@ class VideoFile:
         except av.FFmpegError as error:
             raise self._unusable(f"{error} when decoding") from error
         raise self._unusable(f"{self.decoded_frames} decoded frames, where {len(self)} are announced")
+
+
+def to_network(frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 (b, L, H, W, 3) -> float32 (b, L, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0

@@ -1,0 +1,76 @@
+# Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
+
+PYTHON ?= python3
+# Development needs no GPU: name an index or a file here if your pip would bring the CUDA build of torch.
+TORCH ?= torch==2.13.0
+FRAMES ?= 1024
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# What the native module is made of; other changes need no reinstall, since the package is installed in place.
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/csrc/*)
+CPP_TESTS := $(wildcard tests/cpp/*)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
+
+bench: $(VENV)/.installed  ## render 1024 frames with the demo bundle; leaves out/bench.json, .mp4 and .png
+	@mkdir -p out
+	$(BIN)/nuwaxl-bench --frames $(FRAMES) --json out/bench.json --out out/bench.mp4
+
+test: lint cpp-test cpp-sanitize  ## run all checks and all tests but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PYTEST_PARALLEL)
+
+test-slow: $(VENV)/.installed-dev  ## run the slow tests
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+cpp-test: build/cpp/plain.passed  ## the C++ tests
+cpp-sanitize: build/cpp/address.passed build/cpp/thread.passed  ## the C++ tests under ASan + UBSan, and under TSan
+
+clean:  ## remove what was built; .venv and out/ stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.NOTPARALLEL:
+.PHONY: help bench test test-slow lint cpp-test cpp-sanitize clean
+
+# A file of tests stays in one process, so that what its tests share is made once.
+PYTEST_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "expected Python 3.11 or newer; found $$($(PYTHON) --version 2>&1); name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# An install compiles the native module; the development install therefore counts as the plain one too.
+$(VENV)/.installed: $(BIN)/python $(NATIVE)
+	@echo "Installing nuwaxl and an inference runtime into $(VENV) ..."
+	@$(PIP) install --editable ".[cpu]"
+	@touch $@
+
+# torch comes first and pinned, so that the extras that want it take that build.
+$(VENV)/.installed-dev: $(BIN)/python $(NATIVE)
+	@echo "Installing nuwaxl and what development needs into $(VENV) ..."
+	@$(PIP) install $(TORCH)
+	@$(PIP) install --editable ".[cpu,train,export,dev]"
+	@touch $(VENV)/.installed $@
+
+SANITIZE_plain :=
+SANITIZE_address := address,undefined
+SANITIZE_thread := thread
+
+build/cpp/%.passed: $(VENV)/.installed-dev CMakeLists.txt $(wildcard engine/csrc/*) $(CPP_TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cpp/$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DNUWAXL_MODULE=OFF -DNUWAXL_TESTS=ON -DNUWAXL_SANITIZE=$(SANITIZE_$*)
+	$(BIN)/cmake --build build/cpp/$*
+	$(BIN)/ctest --test-dir build/cpp/$* --output-on-failure --no-tests=error
+	@touch $@

@@ -1,0 +1,126 @@
+"""The five graphs of a bundle as torch modules over the trained networks (DESIGN.md, decision 2).
+
+text, encode and decode wrap one network; prepare computes once a segment what does not depend on the timestep; step
+is one denoising step with guidance and the sampler's update inside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nuwaxl.train.networks.injection import Injection
+from nuwaxl.train.networks.mtd import MTD, Prepared
+from nuwaxl.train.networks.text import CLIPText
+from nuwaxl.train.networks.tklvae import TKLVAE
+
+
+class TextGraph(nn.Module):
+    """tokens int64 (n, l_p) -> prompt (n, l_p, d_p)."""
+
+    def __init__(self, text: CLIPText) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens)
+
+
+class DecodeGraph(nn.Module):
+    """latents (b, L, c, h, w) -> video uint8 (b, L, H, W, C)."""
+
+    def __init__(self, tklvae: TKLVAE) -> None:
+        super().__init__()
+        self.tklvae = tklvae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        pixels = (self.tklvae.decode(latents).permute(0, 1, 3, 4, 2) + 1.0) * 127.5
+        return pixels.clamp(0.0, 255.0).round().to(torch.uint8)
+
+
+class EncodeGraph(nn.Module):
+    """video uint8 (b, L, H, W, C) -> latents (b, L, c, h, w), the posterior's mean."""
+
+    def __init__(self, tklvae: TKLVAE) -> None:
+        super().__init__()
+        self.tklvae = tklvae
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.tklvae.encode(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0)
+
+
+class PrepareGraph(nn.Module):
+    """prompt (b, L, l_p, d_p), negative (b, l_p, d_p), condition (b, L, c, h, w), mask (b, L, 1, h, w) -> state."""
+
+    def __init__(self, mtd: MTD) -> None:
+        super().__init__()
+        self.mtd = mtd
+
+    def forward(self, prompt: Tensor, negative: Tensor, condition: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        length = self.mtd.config.length
+        wanted = self.mtd.prepare(prompt, condition, mask)
+        unwanted = self.mtd.prompt_keys_values(negative)
+        state = [tensor for injection in wanted.injections for tensor in injection] + wanted.keys_values
+        return (
+            *(tensor.reshape(-1, length, *tensor.shape[1:]) for tensor in state),
+            *(tensor[:, None] for tensor in unwanted),
+        )
+
+    def state_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        injections = len(self.mtd.injection.levels)
+        layers = len(self.mtd.prompt_keys_values(torch.zeros(1, 1, self.mtd.config.prompt_dim)))
+        return [
+            *(f"{part}_{i}" for i in range(injections) for part in ("scale", "shift")),
+            *(f"prompt_{i}" for i in range(layers)),
+            *(f"negative_{i}" for i in range(layers)),
+        ]
+
+
+class StepGraph(nn.Module):
+    """One denoising step of b segments, each at its own timestep and with its own guidance scale.
+
+    With coefficients (b, 6) = (a_x, a_p, c_x, c_0, c_h, c_n):
+        pred = uncond + guidance * (cond - uncond);  x0 = a_x * x + a_p * pred
+        x_next = c_x * x + c_0 * x0 + c_h * history + c_n * noise
+    """
+
+    def __init__(self, mtd: MTD) -> None:
+        super().__init__()
+        self.mtd = mtd
+        self.injections = len(mtd.injection.levels)
+
+    def forward(
+        self,
+        x: Tensor,
+        history: Tensor,
+        noise: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        *state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        length = self.mtd.config.length
+        fused, prompts = state[: 2 * self.injections], state[2 * self.injections :]
+        layers = len(prompts) // 2
+        twice = [torch.cat([tensor, tensor]).flatten(0, 1) for tensor in fused]
+        keys_values = [
+            torch.cat([wanted, unwanted.expand(-1, length, -1, -1)]).flatten(0, 1)
+            for wanted, unwanted in zip(prompts[:layers], prompts[layers:], strict=True)
+        ]
+        injections = [Injection(*pair) for pair in zip(twice[::2], twice[1::2], strict=True)]
+        prediction = self.mtd.denoise(
+            torch.cat([x, x]), torch.cat([timestep, timestep]), Prepared(injections, keys_values)
+        )
+        cond, uncond = prediction.chunk(2)
+        return update(x, history, noise, cond, uncond, coefficients, guidance)
+
+
+def update(
+    x: Tensor, history: Tensor, noise: Tensor, cond: Tensor, uncond: Tensor, coefficients: Tensor, guidance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Guidance and the sampler's update; x_next and x0, each (b, L, c, h, w)."""
+    a_x, a_p, c_x, c_0, c_h, c_n = coefficients[:, :, None, None, None, None].unbind(1)
+    pred = uncond + guidance[:, None, None, None, None] * (cond - uncond)
+    x0 = a_x * x + a_p * pred
+    return c_x * x + c_0 * x0 + c_h * history + c_n * noise, x0

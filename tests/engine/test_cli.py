@@ -1,0 +1,203 @@
+"""nuwaxl-render: exit status, one-line errors, and the file it leaves."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from nuwaxl.engine import Progress
+from nuwaxl.engine.cli import main
+from nuwaxl.engine.progress_bars import ProgressBars
+
+
+def run(*argv: object) -> int:
+    """Exit status of the command, run in this process."""
+    try:
+        return main([str(argument) for argument in argv])
+    except SystemExit as stop:  # argparse's way out
+        return int(stop.code or 0)
+
+
+def frames_in(path: Path) -> int:
+    """Number of frames of a video file."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--devices", "cpu:2", "--steps", 3, "--policy", "level", "--seed", 9]]
+)
+def test_a_story_becomes_an_mp4_file(
+    tiny_bundle: Path,
+    story_file: Path,
+    tmp_path: Path,
+    options: list[object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.mp4"
+    assert run(story_file, "--frames", 21, "--out", out, "--bundle", tiny_bundle, *options) == 0
+    assert frames_in(out) == 21
+    printed = capsys.readouterr()
+    assert "21 frames" in printed.out
+    assert printed.err == ""
+
+
+def test_help_shows_every_option_and_a_story(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    options = "frames out bundle devices seed steps guidance policy max-batch sampler depth negative-prompt"
+    for word in [*(f"--{option}" for option in options.split()), "[[scene]]", "exit status"]:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--frames", "0"], "--frames: expected a whole number of at least 1; found 0"),
+        (["--frames", "-5"], "found -5"),
+        (["--frames", "2.5"], "found '2.5'"),
+        (["--frames", "many"], "found 'many'"),
+        (["--frames", "9" * 30], "at least 1"),
+        (["--frames", "2000000"], "from 1 to 1048576; found 2000000"),
+        (["--frames", "29", "--depth", "3"], "at most 28 frames"),
+        (["--devices", "gpu9"], '"gpu9"'),
+        (["--devices", "cuda:0"], "GPUs are not supported in this version"),
+        (["--seed", "-1"], "--seed"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "101"], "from 1 to 100"),
+        (["--guidance", "nan"], "--guidance: expected a finite number"),
+        (["--guidance", "-1"], "at least 0"),
+        (["--policy", "lazy"], "lazy"),
+        (["--max-batch", "0"], "--max-batch"),
+        (["--out", "out.gif"], "ending in .mp4"),
+        (["--out", "/absent/out.mp4"], "existing folder"),
+        (["--bundle", "/absent"], "nothing there"),
+        (["--fames", "3"], "--fames"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_status_2(
+    tiny_bundle: Path,
+    story_file: Path,
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = ["--frames", "5", "--out", tmp_path / "out.mp4", "--bundle", tiny_bundle]
+    assert run(story_file, *good, *options) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.startswith("nuwaxl-render: error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "an empty file"),
+        ('[[scene]]\nat = 3\nprompt = "a"', "first scene at frame 0"),
+        ("= 3", "expected in"),
+    ],
+)
+def test_a_bad_story_is_one_line_and_status_2(
+    tiny_bundle: Path, tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = tmp_path / "bad.toml"
+    story.write_text(text)
+    assert run(story, "--frames", 5, "--out", tmp_path / "out.mp4", "--bundle", tiny_bundle) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(story) in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_bundles_are_one_line_and_status_2(
+    own_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error() -> str:
+        assert run(story_file, "--frames", 5, "--out", tmp_path / "out.mp4", "--bundle", own_bundle) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        return text
+
+    manifest = own_bundle / "manifest.json"
+    original = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(original), "format_version": 99}))
+    assert "upgrade nuwaxl" in error()
+    manifest.write_text(original)
+    graph = own_bundle / "decode.onnx"
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "has changed" in error()
+    graph.unlink()
+    assert "decode.onnx" in error()
+
+
+def test_a_missing_frame_count_is_refused_and_the_storys_is_taken(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.mp4"
+    assert run(story_file, "--out", out, "--bundle", tiny_bundle) == 2
+    assert "give frames (--frames N)" in capsys.readouterr().err
+    story_file.write_text("frames = 6\n" + story_file.read_text())
+    assert run(story_file, "--out", out, "--bundle", tiny_bundle) == 0
+    assert frames_in(out) == 6
+
+
+def test_a_prompt_that_is_cut_is_a_one_line_warning(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = tmp_path / "story.toml"
+    story.write_text('[[scene]]\nat = 0\nprompt = "red green blue sky"')
+    assert run(story, "--frames", 2, "--out", tmp_path / "out.mp4", "--bundle", tiny_bundle) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: prompt cut to 3 of its 4 tokens")
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_ends_with_one_line_status_130_and_no_file(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "--frames",
+        "200000",
+        "--out",
+        tmp_path / "out.mp4",
+        "--bundle",
+        tiny_bundle,
+        "--steps",
+        "100",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nuwaxl.engine.cli", story_file, *arguments], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(".out.*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (130, "nuwaxl-render: interrupted\n")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_progress_bars_are_drawn_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with ProgressBars() as bars:
+            bars(Progress("text", 1, 1))
+            bars(Progress("diffuse", 3, 10))
+            bars(Progress("decode", 2, 4))
+        drawn = capsys.readouterr().err
+        assert bool(drawn) == terminal
+    assert "3/10" in drawn
+    assert "2/4" in drawn

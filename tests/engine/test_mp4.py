@@ -1,0 +1,119 @@
+"""The mp4 file: what is in it, and that it appears only when it is complete."""
+
+import os
+import stat
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine, Story
+from nuwaxl.engine.mp4 import Mp4Writer, check_output
+from nuwaxl.errors import InputError, RenderError
+
+
+def read_back(path: Path) -> tuple[np.ndarray, float]:
+    """All frames of a video file, and its frame rate."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate is not None
+        rate = float(stream.average_rate)
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]), rate
+
+
+def smooth_video(frames: int) -> np.ndarray:
+    """A grey gradient that moves."""
+    y, x = np.mgrid[0:32, 0:48]
+    pictures = [np.repeat((2 * x + 3 * y + 2 * t)[..., None], 3, axis=2) for t in range(frames)]
+    return np.stack(pictures).astype(np.uint8)
+
+
+def test_every_frame_is_written_in_order_and_looks_the_same(tmp_path: Path) -> None:
+    video = smooth_video(25)
+    with Mp4Writer(tmp_path / "out.mp4", width=48, height=32, fps=12.5) as writer:
+        for first in range(0, 25, 7):
+            writer.write(video[first : first + 7])
+    found, rate = read_back(tmp_path / "out.mp4")
+    assert rate == 12.5
+    assert found.shape == video.shape
+    assert np.abs(found.astype(int) - video).mean() < 3
+    brightness = found.mean(axis=(1, 2, 3))
+    assert np.all(np.diff(brightness) > 1)
+
+
+def test_the_file_has_the_permissions_of_a_new_file_and_replaces_an_old_one(tmp_path: Path) -> None:
+    (tmp_path / "out.mp4").write_text("old")
+    (tmp_path / "other").touch()
+    with Mp4Writer(tmp_path / "out.mp4", width=48, height=32, fps=16) as writer:
+        writer.write(smooth_video(2))
+        assert (tmp_path / "out.mp4").read_text() == "old"
+    assert len(read_back(tmp_path / "out.mp4")[0]) == 2
+    assert stat.S_IMODE(os.stat(tmp_path / "out.mp4").st_mode) == stat.S_IMODE(
+        os.stat(tmp_path / "other").st_mode
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out.mp4"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RenderError])
+def test_nothing_is_left_when_writing_stops_half_way(tmp_path: Path, error: type[BaseException]) -> None:
+    def stop_half_way() -> None:
+        with Mp4Writer(tmp_path / "out.mp4", width=48, height=32, fps=16) as writer:
+            writer.write(smooth_video(3))
+            assert len(list(tmp_path.iterdir())) == 1
+            raise error
+
+    with pytest.raises(error):
+        stop_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    for path, said in [
+        (tmp_path / "out.avi", r"ending in \.mp4"),
+        (tmp_path / "out", r"ending in \.mp4"),
+        (tmp_path / "absent" / "out.mp4", "existing folder"),
+        (tmp_path / "folder.mp4", "a directory"),
+        (Path("/proc/out.mp4"), "can be written"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            check_output(path)
+    check_output(tmp_path / "out.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_odd_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="even width"):
+        Mp4Writer(tmp_path / "out.mp4", width=47, height=32, fps=16)
+
+
+def test_a_saved_video_has_the_frames_of_the_render_and_counts_the_writing(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    story = Story([(0, "red sky"), (9, "blue sea")], fps=24)
+    starts: list[int] = []
+    with Engine.open(tiny_bundle, devices="cpu:2") as engine:
+        video = engine.render(story, frames=30)
+        video.save(tmp_path / "out.mp4", on_clip=lambda clip: starts.append(clip.first_frame))
+        expected = np.concatenate([clip.frames for clip in engine.render(story, frames=30)])
+    found, rate = read_back(tmp_path / "out.mp4")
+    assert rate == 24
+    assert found.shape == expected.shape
+    # The tiny bundle paints noise, whose colours 4:2:0 halves; the brightness of the frames survives.
+    difference = found.astype(int).mean(axis=3) - expected.mean(axis=3)
+    assert np.abs(difference.mean(axis=(1, 2))).max() < 4
+    assert starts == sorted(starts)
+    assert video.stats.phases_s["encode"] > 0
+    assert video.stats.wall_s > video.stats.phases_s["encode"]
+
+
+def test_a_bad_path_is_refused_before_the_render_begins(tiny_bundle: Path, tmp_path: Path) -> None:
+    progressed: list[object] = []
+    with Engine.open(tiny_bundle) as engine:
+        video = engine.render(Story([(0, "red")]), frames=9, progress=progressed.append)
+        with pytest.raises(InputError, match="existing folder"):
+            video.save(tmp_path / "absent" / "out.mp4")
+    assert progressed == []

@@ -1,0 +1,114 @@
+"""The ONNX Runtime runner, and what happens where ONNX Runtime is not installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.errors import InputError
+
+WORKER = Worker("cpu#0", threads=1, alone=True)
+
+
+@pytest.fixture
+def runner(tiny_bundle: Path) -> OnnxRuntimeRunner:
+    """A runner of the tiny bundle."""
+    return OnnxRuntimeRunner(Bundle.open(tiny_bundle), WORKER)
+
+
+def normal(*shape: int) -> np.ndarray:
+    """Random float32."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_steps_carry_the_latents_and_the_history_from_one_to_the_next(runner: OnnxRuntimeRunner) -> None:
+    x = normal(2, 4, 3, 8, 8)
+    noise = normal(2, 4, 3, 8, 8) * 3
+    known = np.zeros_like(x)
+    denoising = runner.start(
+        x, normal(2, 4, 3, 2), normal(2, 3, 2), known, np.zeros((2, 4, 1, 8, 8), dtype=np.float32)
+    )
+    np.testing.assert_array_equal(denoising.latents(), x)
+
+    def step(*row: float, noise: np.ndarray | None = None) -> np.ndarray:
+        coefficients = np.tile(np.array(row, dtype=np.float32), (2, 1))
+        denoising.step(np.array([9, 9]), coefficients, np.ones(2, dtype=np.float32), noise)
+        return denoising.latents()
+
+    first = step(0.5, 0, 0, 1, 1, 0)  # x0 = x / 2; history is 0 in the first step
+    np.testing.assert_allclose(first, 0.5 * x, rtol=1e-6)
+    second = step(0, 0, 1, 0, 3, 0)  # history is the x0 of the first step
+    np.testing.assert_allclose(second, 0.5 * x + 3 * 0.5 * x, rtol=1e-6)
+    third = step(0, 0, 1, 0, 0, 2, noise=noise)
+    np.testing.assert_allclose(third, 2 * x + 2 * noise, rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_and_timestep_belong_to_each_segment(runner: OnnxRuntimeRunner) -> None:
+    x, prompt, negative = normal(1, 4, 3, 8, 8), normal(1, 4, 3, 2), normal(1, 3, 2)
+    mask = np.zeros((1, 4, 1, 8, 8), dtype=np.float32)
+
+    def run(timesteps: list[int], guidance: list[float]) -> np.ndarray:
+        n = len(timesteps)
+        denoising = runner.start(
+            np.repeat(x, n, 0),
+            np.repeat(prompt, n, 0),
+            np.repeat(negative, n, 0),
+            np.repeat(x, n, 0),
+            np.repeat(mask, n, 0),
+        )
+        row = np.array([[1, -1, 0.2, 0.7, 0, 0]], dtype=np.float32)
+        denoising.step(np.array(timesteps), np.repeat(row, n, 0), np.array(guidance, dtype=np.float32), None)
+        return denoising.latents()
+
+    together = run([90, 10, 10], [3, 3, 0])
+    for slot, (timestep, guidance) in enumerate([(90, 3.0), (10, 3.0), (10, 0.0)]):
+        np.testing.assert_allclose(together[slot], run([timestep], [guidance])[0], rtol=1e-6, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 0.01
+    assert np.abs(together[1] - together[2]).max() > 0.01
+
+
+def test_encode_and_decode_are_inverse_in_this_bundle(runner: OnnxRuntimeRunner) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), dtype=np.uint8)
+    video = video.repeat(2, axis=2).repeat(2, axis=3)
+    latents = runner.encode(video)
+    assert latents.shape == (2, 4, 3, 8, 8)
+    np.testing.assert_array_equal(runner.decode(latents), video)
+
+
+def test_a_graph_that_cannot_be_loaded_is_refused(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / "step.onnx").write_bytes(b"not a graph")
+    with pytest.raises(InputError, match=r"step\.onnx"):
+        OnnxRuntimeRunner(bundle, WORKER)
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    """Run code in a new interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_importing_the_engine_loads_no_runtime_and_no_torch() -> None:
+    done = python(
+        "import sys, nuwaxl.engine, nuwaxl.engine.cli\n"
+        "print(sorted({'onnxruntime', 'torch', 'triton'} & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_missing_onnxruntime_is_one_line_that_names_the_extra(tiny_bundle: Path) -> None:
+    done = python(
+        "import sys\nsys.modules['onnxruntime'] = None\n"
+        "from nuwaxl.cli import run\nfrom nuwaxl.engine import Engine\n"
+        f"sys.exit(run('nuwaxl-render', lambda: Engine.open({str(tiny_bundle)!r})))"
+    )
+    assert done.returncode == 2
+    assert "nuwaxl[cpu]" in done.stderr
+    assert "nuwaxl[cuda]" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,239 @@
+"""Whole renders of the tiny bundle: the frames are right, and do not depend on how the work was dealt out."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine, Plan, Progress, Story
+from nuwaxl.engine._core import normal_noise
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.samplers import sampler_table
+from nuwaxl.errors import InputError, RenderError
+
+STORY = Story([(0, "red sky"), (9, "blue sea"), (20, "green")])
+
+
+def render(bundle: Path, frames: int, devices: str = "cpu", **options: Any) -> np.ndarray:
+    """All frames of a render."""
+    with Engine.open(bundle, devices=devices) as engine:
+        return np.concatenate([clip.frames for clip in engine.render(STORY, frames=frames, **options)])
+
+
+def reference(
+    bundle: Path, model: Any, frames: int, *, seed: int, guidance: float, negative: str, depth: int
+) -> np.ndarray:
+    """The paper's recursion, one segment after another, in float64."""
+    manifest = Bundle.open(bundle).manifest
+    table = sampler_table("dpmpp_2m", manifest.diffusion, 5)
+    latents: dict[int, np.ndarray] = {}
+
+    def generate(depth_here: int, index: int) -> None:
+        stride = 3 ** (depth - 1 - depth_here)
+        numbers = [3 * stride * index + stride * i for i in range(4)]
+        noise = np.empty((4, 3, 8, 8), dtype=np.float32)
+        normal_noise(seed, depth_here, index, 0, noise)
+        x = noise.astype(np.float64)
+        known = np.zeros_like(x)
+        if depth_here > 0:
+            known[0], known[3] = latents[numbers[0]], latents[numbers[3]]
+        history = np.zeros_like(x)
+        prompts = [STORY.prompt_at(number) for number in numbers]
+        for t, (a_x, a_p, c_x, c_0, c_h, _) in zip(table.timesteps, table.coefficients, strict=True):
+            x0 = a_x * x + a_p * model.predict(x, t, prompts, negative, guidance, known)
+            x, history = c_x * x + c_0 * x0 + c_h * history, x0
+        for position, number in enumerate(numbers):
+            latents.setdefault(number, x[position])
+
+    for depth_here in range(depth):
+        for index in range(3**depth_here):
+            if index * 3 ** (depth - depth_here) < frames:
+                generate(depth_here, index)
+    return np.asarray(model.decode(np.stack([latents[frame] for frame in range(frames)])))
+
+
+@pytest.mark.parametrize(("frames", "depth"), [(3, 1), (10, 2), (28, 3), (20, 4)])
+def test_the_video_is_what_the_papers_recursion_gives(
+    tiny_bundle: Path, tiny_model: Any, frames: int, depth: int
+) -> None:
+    found = render(
+        tiny_bundle,
+        frames,
+        seed=3,
+        guidance=1.5,
+        negative_prompt="blurry",
+        depth=depth,
+        devices="cpu:2",
+        max_batch=4,
+    )
+    expected = reference(
+        tiny_bundle, tiny_model, frames, seed=3, guidance=1.5, negative="blurry", depth=depth
+    )
+    assert found.shape == (frames, 16, 16, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert expected.std() > 10
+
+
+def test_devices_batch_size_and_policy_do_not_change_the_video(tiny_bundle: Path) -> None:
+    frames = 200
+    expected = render(tiny_bundle, frames, "cpu:1", max_batch=1, policy="level").astype(int)
+    for devices, max_batch, policy in [
+        ("cpu:1", 16, "eager"),
+        ("cpu:2", 1, "eager"),
+        ("cpu:2", 16, "level"),
+        ("cpu:1,cpu:2", 5, "eager"),
+    ]:
+        found = render(tiny_bundle, frames, devices, max_batch=max_batch, policy=policy)
+        assert np.abs(found - expected).max() <= 1, (devices, max_batch, policy)
+
+
+def test_seed_guidance_steps_sampler_prompt_and_negative_prompt_change_the_video(tiny_bundle: Path) -> None:
+    expected = render(tiny_bundle, 12).astype(int)
+    np.testing.assert_array_equal(expected, render(tiny_bundle, 12, seed=0))
+    for options in (
+        {"seed": 1},
+        {"seed": 2**64 - 1},
+        {"guidance": 0.5},
+        {"steps": 4},
+        {"sampler": "ddim"},
+        {"negative_prompt": "blurry"},
+    ):
+        assert np.abs(render(tiny_bundle, 12, **options) - expected).max() > 1, options
+
+
+def test_a_shorter_render_of_the_same_depth_is_the_beginning_of_a_longer_one(tiny_bundle: Path) -> None:
+    short = render(tiny_bundle, 11, depth=3)
+    assert np.abs(short.astype(int) - render(tiny_bundle, 26, depth=3)[:11]).max() <= 1
+
+
+def test_clips_come_in_order_and_cover_the_video(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle, devices="cpu:2") as engine:
+        clips = list(engine.render(STORY, frames=50))
+    starts = [clip.first_frame for clip in clips]
+    assert starts == np.cumsum([0] + [len(clip.frames) for clip in clips])[:-1].tolist()
+    assert sum(len(clip.frames) for clip in clips) == 50
+
+
+def test_a_video_can_be_iterated_again_and_renders_the_same(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle) as engine:
+        video = engine.render(STORY, frames=15)
+        first = np.concatenate([clip.frames for clip in video])
+        np.testing.assert_array_equal(first, np.concatenate([clip.frames for clip in video]))
+
+
+def test_story_settings_are_the_defaults(tiny_bundle: Path) -> None:
+    story = Story(STORY.scenes, frames=7, seed=5, fps=8)
+    with Engine.open(tiny_bundle) as engine:
+        video = engine.render(story)
+        found = np.concatenate([clip.frames for clip in video])
+        assert (video.frames, video.fps, video.stats.seed) == (7, 8, 5)
+        assert engine.render(STORY, frames=1).fps == 16
+    np.testing.assert_array_equal(found, render(tiny_bundle, 7, seed=5))
+
+
+def test_stats_account_for_every_segment_step_and_window(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle, devices="cpu:2") as engine:
+        video = engine.render(STORY, frames=100, max_batch=3, steps=4)
+        with pytest.raises(RenderError, match="finished render"):
+            _ = video.stats
+        for _ in video:
+            pass
+        stats = video.stats
+    plan = Plan(100, 4)
+    assert stats.depths == list(plan.counts)
+    assert stats.segments == len(plan)
+    assert (stats.frames, stats.steps, stats.max_batch, stats.policy) == (100, 4, 3, "eager")
+    assert (stats.sampler, stats.guidance, stats.seed) == ("dpmpp_2m", 2.0, 0)
+    diffuse = [batch for batch in stats.batches if batch.kind == "diffuse"]
+    assert sorted(s for batch in diffuse for s in batch.segments) == list(range(len(plan)))
+    assert all(plan.segment(s).depth == batch.depth for batch in diffuse for s in batch.segments)
+    assert max(len(batch.segments) for batch in diffuse) == 3
+    decode = [batch for batch in stats.batches if batch.kind == "decode"]
+    assert sorted(w for batch in decode for w in batch.segments) == list(range(len(decode)))
+    assert all(batch.depth == -1 for batch in decode)
+    assert Counter(step.segments for step in stats.steps_ms) == Counter(
+        {size: 4 * count for size, count in Counter(len(batch.segments) for batch in diffuse).items()}
+    )
+    assert all(step.ms > 0 for step in stats.steps_ms)
+    assert stats.devices == ["cpu#0", "cpu#1"]
+    assert set(stats.device_busy_s) == set(stats.devices)
+    assert all(0 <= batch.start_s < batch.end_s <= stats.wall_s for batch in stats.batches)
+    busy = sum(stats.device_busy_s.values())
+    assert busy == pytest.approx(stats.phases_s["diffuse"] + stats.phases_s["decode"])
+    assert stats.phases_s["text"] > 0
+    assert stats.phases_s["encode"] == 0
+
+
+def test_progress_rises_to_the_total_of_every_phase(tiny_bundle: Path) -> None:
+    seen: list[Progress] = []
+    with Engine.open(tiny_bundle) as engine:
+        for _ in engine.render(STORY, frames=30, steps=3, progress=seen.append):
+            pass
+    totals = {"text": 4, "diffuse": 3 * len(Plan(30, 4)), "decode": 30}
+    for phase, total in totals.items():
+        done = [progress.done for progress in seen if progress.phase == phase]
+        assert done == sorted(done)
+        assert done[-1] == total
+        assert {progress.total for progress in seen if progress.phase == phase} == {total}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"frames": 0}, "frames: a whole number from 1 to 1048576; found 0"),
+        ({"frames": -3}, "found -3"),
+        ({"frames": 2.0}, "found 2.0"),
+        ({"frames": "9"}, "found '9'"),
+        ({"frames": True}, "found True"),
+        ({"frames": 2**40}, "from 1 to 1048576"),
+        ({}, "none in the story"),
+        ({"frames": 29, "depth": 3}, "at most 28 frames"),
+        ({"frames": 5, "depth": 0}, "depth"),
+        ({"frames": 5, "depth": 1000}, "depth"),
+        ({"frames": 5, "steps": 0}, "steps"),
+        ({"frames": 5, "steps": 101}, "from 1 to 100"),
+        ({"frames": 5, "guidance": -0.1}, "guidance"),
+        ({"frames": 5, "guidance": float("nan")}, "guidance"),
+        ({"frames": 5, "guidance": float("inf")}, "guidance"),
+        ({"frames": 5, "guidance": "high"}, "guidance"),
+        ({"frames": 5, "seed": -1}, "seed"),
+        ({"frames": 5, "seed": 2**64}, "seed"),
+        ({"frames": 5, "seed": 0.5}, "seed"),
+        ({"frames": 5, "policy": "lazy"}, "one of level, eager"),
+        ({"frames": 5, "sampler": "euler"}, "one of dpmpp_2m, ddim"),
+        ({"frames": 5, "max_batch": 0}, "max_batch"),
+        ({"frames": 5, "negative_prompt": None}, "negative_prompt"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    tiny_bundle: Path, options: dict[str, Any], said: str
+) -> None:
+    with Engine.open(tiny_bundle) as engine, pytest.raises(InputError) as caught:
+        engine.render(STORY, **options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numpy_integers_are_integers(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle) as engine:
+        assert engine.render(STORY, frames=np.int64(5)).frames == 5  # type: ignore[arg-type]
+
+
+def test_a_prompt_in_place_of_a_story_and_a_closed_engine_are_refused(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle) as engine, pytest.raises(InputError, match="a Story"):
+        engine.render("red sky", frames=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="open it again"):
+        engine.render(STORY, frames=3)
+
+
+def test_one_engine_renders_one_video_at_a_time(tiny_bundle: Path) -> None:
+    with Engine.open(tiny_bundle) as engine:
+        first = iter(engine.render(STORY, frames=60))
+        next(first)
+        with pytest.raises(RenderError, match="is rendering"):
+            next(iter(engine.render(STORY, frames=3)))
+        first.close()
+        assert sum(len(clip.frames) for clip in engine.render(STORY, frames=3)) == 3

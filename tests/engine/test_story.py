@@ -1,0 +1,130 @@
+"""Stories: which prompt holds on which frame, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nuwaxl.engine.story import Scene, Story
+from nuwaxl.errors import InputError
+
+SCENE = '[[scene]]\nat = 0\nprompt = "a"\n'
+
+
+def load(folder: Path, text: str, name: str = "story.toml") -> Story:
+    """Write a story and load it."""
+    path = folder / name
+    path.write_text(text)
+    return Story.load(path)
+
+
+def test_a_toml_story_gives_scenes_and_settings(tmp_path: Path) -> None:
+    text = f'frames = 40\nfps = 12.5\nseed = 18446744073709551\n{SCENE}[[scene]]\nat = 7\nprompt = "b"\n'
+    story = load(tmp_path, text)
+    assert story.scenes == (Scene(0, "a"), Scene(7, "b"))
+    assert (story.frames, story.fps, story.seed) == (40, 12.5, 18446744073709551)
+
+
+def test_captions_are_a_story_and_hold_until_the_next(tmp_path: Path) -> None:
+    story = load(tmp_path, '{"frame": 0, "text": "a"}\n\n{"frame": 5, "text": "b"}\n', "captions.jsonl")
+    assert [story.prompt_at(frame) for frame in (0, 4, 5, 10**9)] == ["a", "a", "b", "b"]
+    assert story.frames is None
+
+
+def test_each_prompt_is_listed_once_and_only_if_it_is_reached() -> None:
+    story = Story([(0, "a"), (3, "b"), (5, "a"), (9, "c")])
+    assert story.prompts(last_frame=8) == ("a", "b")
+    assert story.prompts(last_frame=9) == ("a", "b", "c")
+
+
+@given(st.sets(st.integers(1, 500), max_size=20), st.integers(0, 600))
+def test_the_prompt_of_a_frame_is_that_of_the_last_scene_that_began(starts: set[int], frame: int) -> None:
+    scenes = [(at, f"scene at {at}") for at in sorted({0, *starts})]
+    expected = next(prompt for at, prompt in reversed(scenes) if at <= frame)
+    assert Story(scenes).prompt_at(frame) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "an empty file"),
+        (" \n", "an empty file"),
+        ("frames = 3", "at least one scene"),
+        ("scene = [", "TOML"),
+        ('[scene]\nat = 0\nprompt = "a"', "[[scene]]"),
+        ('[[scene]]\nat = 0\nprompt = ""', "a prompt in scene 1"),
+        ('[[scene]]\nat = 0\nprompt = "  "', "a prompt in scene 1"),
+        ("[[scene]]\nat = 0\nprompt = 3", "a prompt in scene 1"),
+        ("[[scene]]\nat = 0", "add prompt"),
+        ('[[scene]]\nprompt = "a"', "add at"),
+        ('[[scene]]\nat = 4\nprompt = "a"', "first scene at frame 0; found at frame 4"),
+        ('[[scene]]\nat = 0.0\nprompt = "a"', "whole number"),
+        ('[[scene]]\nat = true\nprompt = "a"', "whole number"),
+        ('[[scene]]\nat = "0"\nprompt = "a"', "whole number"),
+        ('[[scene]]\nat = -1\nprompt = "a"', "at least 0; found -1"),
+        (
+            SCENE + '[[scene]]\nat = 9\nprompt = "b"\n[[scene]]\nat = 4\nprompt = "c"',
+            "scene 3 after frame 9; found",
+        ),
+        (
+            SCENE + '[[scene]]\nat = 9\nprompt = "b"\n[[scene]]\nat = 9\nprompt = "c"',
+            "scene 3 after frame 9; found",
+        ),
+        (SCENE + "until = 4", "until"),
+        ("lenght = 4\n" + SCENE, "lenght"),
+        ("frames = 0\n" + SCENE, "frames: a whole number of at least 1; found 0"),
+        ("frames = 1.5\n" + SCENE, "found 1.5"),
+        ("fps = 0\n" + SCENE, "fps"),
+        ("fps = inf\n" + SCENE, "fps"),
+        ("fps = 1000\n" + SCENE, "1 to 240"),
+        ("seed = -1\n" + SCENE, "seed"),
+    ],
+)
+def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert said in message
+    assert str(tmp_path / "story.toml") in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "an empty file"),
+        ("hello", "JSON on line 1"),
+        ('{"frame": 0, "text": "a"}\n{"frame": 3}', "text in line 2"),
+        ('{"frame": 0, "text": "a"}\n[1]', "line 2"),
+        ('{"frame": 1, "text": "a"}', "first scene at frame 0"),
+        ('{"frame": 0, "text": "a", "score": 1}', "score"),
+        ('{"frame": 0, "text": "a"}\n{"frame": 0, "text": "b"}', "scene 2 after frame 0"),
+    ],
+)
+def test_bad_captions_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text, "captions.jsonl")
+    assert said in str(caught.value)
+
+
+def test_a_story_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        Story.load(tmp_path / "absent.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(InputError, match="readable story"):
+        Story.load(tmp_path / "folder.toml")
+    (tmp_path / "latin.toml").write_bytes(b'prompt = "\xe9"')
+    with pytest.raises(InputError, match="UTF-8"):
+        Story.load(tmp_path / "latin.toml")
+    with pytest.raises(InputError, match=r"\.toml or a \.jsonl"):
+        Story.load(tmp_path / "story.txt")
+
+
+def test_a_story_from_python_is_checked_alike() -> None:
+    with pytest.raises(InputError, match="at least one scene"):
+        Story([])
+    with pytest.raises(InputError, match="scene 2 after frame 0"):
+        Story([(0, "a"), Scene(0, "b")])

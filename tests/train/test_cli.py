@@ -1,0 +1,141 @@
+"""nuwaxl-train from cartoons to a model directory, through its command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nuwaxl.train import checkpoint
+from nuwaxl.train.cli import main
+from nuwaxl.train.config import ModelConfig
+from nuwaxl.train.networks.mtd import MTD
+
+TKLVAE_TABLE = """
+[tklvae]
+latent_channels = 3
+block_channels = [8, 8, 8, 8]
+layers_per_block = 1
+norm_groups = 4
+temporal = "{temporal}"
+temporal_heads = 2
+"""
+MTD_TABLES = """
+[mtd]
+length = 5
+latent_channels = 3
+latent_height = 8
+latent_width = 8
+block_channels = [8, 8]
+attention = [true, true]
+layers_per_block = 1
+heads = 2
+feed_forward = 2
+norm_groups = 4
+prompt_tokens = 20
+prompt_dim = 8
+condition_channels = 4
+
+[text]
+vocabulary = 320
+tokens = 20
+dim = 8
+layers = 1
+heads = 2
+"""
+
+
+def run_table(data: Path, out: Path, steps: int) -> str:
+    return f"""
+[run]
+data = "{data}"
+out = "{out}"
+steps = {steps}
+batch_size = 2
+learning_rate = 1e-3
+warmup = 1
+log_every = 1
+checkpoint_every = 2
+device = "cpu"
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(cartoons: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three stages of the demo, a few steps each."""
+    folder = tmp_path_factory.mktemp("trained")
+    klvae = run_table(cartoons, folder / "klvae", 2) + "[training]\nframes = 1\ncalibration_batches = 2\n"
+    (folder / "klvae.toml").write_text(klvae + TKLVAE_TABLE.format(temporal="none"))
+    tklvae = run_table(cartoons, folder / "tklvae", 2)
+    tklvae += f'[training]\nframes = 5\ncalibration_batches = 2\ntrainable = "temporal"\ninit = "{folder}/klvae/model/tklvae.safetensors"\n'
+    (folder / "tklvae.toml").write_text(tklvae + TKLVAE_TABLE.format(temporal="identity"))
+    mtd = run_table(cartoons, folder / "mtd", 4)
+    mtd += f'[training]\ndepth = 2\ntklvae = "{folder}/tklvae/model/tklvae.safetensors"\nlatents = "{folder}/latents"\n'
+    (folder / "mtd.toml").write_text(mtd + TKLVAE_TABLE.format(temporal="identity") + MTD_TABLES)
+    for stage in ("klvae", "tklvae"):
+        assert main(["tklvae", str(folder / f"{stage}.toml")]) == 0
+    assert main(["mtd", str(folder / "mtd.toml")]) == 0
+    return folder
+
+
+def test_the_model_directory_is_complete_and_loads(trained: Path) -> None:
+    model = trained / "mtd" / "model"
+    assert sorted(p.name for p in model.iterdir()) == [
+        "config.json", "mtd.safetensors", "text.safetensors", "tklvae.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    config = ModelConfig.load(model / "config.json")
+    assert config.mtd.length == 5
+    checkpoint.load_into(MTD(config.mtd), model / "mtd.safetensors")
+
+
+def test_the_log_has_a_line_a_step_with_the_loss_by_depth(trained: Path) -> None:
+    log = [json.loads(line) for line in (trained / "mtd" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+    assert all(entry["loss"] > 0 for entry in log)
+    assert any("loss_depth_0" in entry for entry in log)
+    assert any("loss_depth_1" in entry for entry in log)
+
+
+def test_training_temporal_layers_leaves_the_spatial_ones_as_they_were(trained: Path) -> None:
+    start = checkpoint.load_weights(trained / "klvae" / "model" / "tklvae.safetensors")
+    after = checkpoint.load_weights(trained / "tklvae" / "step_00000002" / "tklvae.safetensors")
+    for name, tensor in start.items():
+        assert torch.equal(after[name], tensor), name
+    convolution = after["encoder.temporal_in.weight"]
+    assert not torch.equal(convolution, torch.nn.init.dirac_(torch.empty_like(convolution)))
+
+
+def test_mtd_resumed_from_its_checkpoint_is_bit_equal(trained: Path, tmp_path: Path) -> None:
+    config = str(trained / "mtd.toml")
+    assert main(["mtd", config, "--out", str(tmp_path), "--steps", "4"]) == 0
+    whole = (tmp_path / "model" / "mtd.safetensors").read_bytes()
+    assert whole == (trained / "mtd" / "model" / "mtd.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "step_00000004")
+    assert main(["mtd", config, "--out", str(tmp_path), "--resume"]) == 0
+    assert (tmp_path / "model" / "mtd.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not toml [", "a TOML file"),
+        ('[run]\ndata = "x"\n', "missing 4 required"),
+        ('[run]\ndata = "x"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\ncolour = 3\n', "colour"),
+        ('[run]\ndata = "no/such"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\n', "no/such"),
+    ],
+)
+def test_bad_configurations_are_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    assert main(["tklvae", str(path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mtd", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in capsys.readouterr().err

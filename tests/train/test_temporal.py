@@ -1,0 +1,55 @@
+"""Temporal layers against their definitions, and their identity at initialisation (eq. 1, 2)."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
+
+LENGTH = 5
+
+
+def frames(channels: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(3 * LENGTH, channels, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_temporal_conv_is_the_identity_at_initialisation(kernel: int) -> None:
+    x = frames(8)
+    assert torch.equal(TemporalConv(8, kernel)(x, LENGTH), x)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_temporal_conv_equals_conv1d_over_the_frames(kernel: int) -> None:
+    layer, x = TemporalConv(8, kernel, "random"), frames(8)
+    over_time = x.reshape(3, LENGTH, 8, 24).permute(0, 3, 2, 1).reshape(3 * 24, 8, LENGTH)
+    expected = F.conv1d(over_time, layer.weight, layer.bias, padding=kernel // 2)
+    expected = expected.reshape(3, 24, 8, LENGTH).permute(0, 3, 2, 1).reshape(x.shape)
+    torch.testing.assert_close(layer(x, LENGTH), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_temporal_attention_is_the_identity_at_initialisation() -> None:
+    x = frames(8)
+    assert torch.equal(TemporalAttention(8, 2)(x, LENGTH), x)
+
+
+def test_temporal_attention_mixes_the_frames_of_each_pixel_alone() -> None:
+    layer, x = TemporalAttention(8, 2, "random"), frames(8)
+    changed = x.clone()
+    changed[0, :, 1, 2] += 1.0  # one pixel of the first segment's first frame
+    difference = (layer(changed, LENGTH) - layer(x, LENGTH)).abs().amax(dim=1).reshape(3, LENGTH, 4, 6)
+    touched = difference > 0
+    assert touched[0, :, 1, 2].all()
+    assert touched.sum() == LENGTH
+
+
+def test_temporal_attention_equals_softmax_attention_written_out() -> None:
+    layer, x = TemporalAttention(8, 2, "random"), frames(8)
+    tokens = layer.norm(x.reshape(3, LENGTH, 8, 24).permute(0, 3, 1, 2))  # (b, hw, L, c)
+    query, key, value = layer.to_qkv(tokens).chunk(3, dim=-1)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        weights = torch.softmax(query[..., head] @ key[..., head].transpose(-1, -2) / 4**0.5, dim=-1)
+        heads.append(weights @ value[..., head])
+    expected = layer.to_out(torch.cat(heads, dim=-1)).permute(0, 2, 3, 1).reshape(x.shape) + x
+    torch.testing.assert_close(layer(x, LENGTH), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,77 @@
+"""nuwaxl-train: make training data, train T-KLVAE, train MTD."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nuwaxl.cli import Parser, positive_int, run
+from nuwaxl.errors import NuwaxlError
+
+_DESCRIPTION = """\
+Train the networks of NUWA-XL on a folder of long, captioned videos.
+
+A full run, from nothing to weights that nuwaxl-export takes:
+  nuwaxl-train data cartoon out/cartoons --episodes 96
+  nuwaxl-train tklvae train/demo/klvae.toml      the image autoencoder
+  nuwaxl-train tklvae train/demo/tklvae.toml     its temporal layers
+  nuwaxl-train mtd    train/demo/mtd.toml        the diffusion; writes OUT/model/
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="nuwaxl-train", description=_DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (("tklvae", "train T-KLVAE (or, with temporal = \"none\", the image KLVAE)"), ("mtd", "train MTD")):
+        command = commands.add_parser(name, help=text, description=f"{text}; every key of CONFIG is documented in docs/training.md")
+        command.add_argument("config", type=Path, metavar="CONFIG.toml")
+        command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+        command.add_argument("--data", help="folder of videos, instead of the configuration's")
+        command.add_argument("--out", help="output folder, instead of the configuration's")
+        command.add_argument("--steps", type=positive_int, help="optimiser steps, instead of the configuration's")
+        command.add_argument("--device", help='"auto", "cpu", "cuda", ..., instead of the configuration\'s')
+
+    data = commands.add_parser("data", help="make training data").add_subparsers(dest="what", required=True)
+    cartoon = data.add_parser("cartoon", help="draw long cartoon episodes with a caption for every frame")
+    cartoon.add_argument("out", type=Path, metavar="FOLDER")
+    cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
+    cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
+    cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    try:
+        import torch  # noqa: F401  (asked for here, so that its absence is one clear line)
+    except ImportError as error:
+        raise NuwaxlError(
+            "expected PyTorch for training; found none; install it by: pip install 'nuwaxl[train]'"
+        ) from error
+    from nuwaxl.train.config import from_table
+    from nuwaxl.train.loop import Task, train
+    from nuwaxl.train.mtd import MTDTask
+    from nuwaxl.train.run import RunConfig, read_tables
+    from nuwaxl.train.tklvae import TKLVAETask
+
+    tables = read_tables(arguments.config)
+    run = from_table(RunConfig, tables.get("run", {}), f"[run] of {arguments.config}")
+    given = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
+    run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
+    show_progress = sys.stderr.isatty()
+    task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
+    print(train(task, run, arguments.resume, show_progress))
+
+
+def _cartoon(arguments: argparse.Namespace) -> None:
+    from nuwaxl.train.data.cartoon import generate
+
+    paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed)
+    print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    return run("nuwaxl-train", lambda: _cartoon(arguments) if arguments.command == "data" else _train(arguments))

@@ -1,0 +1,68 @@
+"""A cache of T-KLVAE latents, so that MTD's training does not encode a frame again each time it sees it.
+
+Every frame has one latent whatever the stride of the segment that asks for it: videos are encoded in windows of L
+consecutive frames, as they are decoded after a render.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.data.videos import to_network
+from nuwaxl.train.networks.tklvae import TKLVAE
+
+
+class LatentCache:
+    """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of the weights>/."""
+
+    def __init__(self, folder: Path, network: TKLVAE, videos: EpisodeFolder, length: int) -> None:
+        self.folder = folder / _digest(network)
+        self.network, self.videos, self.length = network, videos, length
+        self._maps: dict[int, np.ndarray] = {}
+
+    def path(self, episode: int) -> Path:
+        return self.folder / f"{self.videos.episodes[episode].video.name}.npy"
+
+    def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
+        """Encode the episodes that are not cached yet; what an interrupted call finished is kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [episode for episode in episodes if not self.path(episode).exists()]
+        for episode in tqdm(missing, desc="latents", disable=None if show_progress else True):
+            partial = self.path(episode).with_suffix(".partial.npy")
+            np.save(partial, self._encode(episode))
+            os.replace(partial, self.path(episode))
+
+    @torch.inference_mode()
+    def _encode(self, episode: int) -> np.ndarray:
+        device = next(self.network.parameters()).device
+        frames = self.videos.episodes[episode].frames
+        latents: list[np.ndarray] = []
+        for start in range(0, frames, self.length):
+            window = self.videos.read(episode, range(start, min(start + self.length, frames)))
+            # The last window may be short: it is filled up with its last frame.
+            window = window[np.minimum(np.arange(self.length), len(window) - 1)]
+            latent = self.network.encode(to_network(window[None], device))[0]
+            latents.append(latent[: frames - start].cpu().numpy().astype(np.float16))
+        return np.concatenate(latents)
+
+    def read(self, episode: int, frames: np.ndarray) -> np.ndarray:
+        """Latents x_0 of frames (L,), float32 (L, c, h, w)."""
+        if episode not in self._maps:
+            self._maps[episode] = np.load(self.path(episode), mmap_mode="r")
+        return np.asarray(self._maps[episode][frames], dtype=np.float32)
+
+
+def _digest(network: TKLVAE) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""Training of MTD on segments of long videos at the stride of a random depth (paper section 3.2, 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nuwaxl.errors import InputError
+from nuwaxl.train import checkpoint
+from nuwaxl.train.config import ModelConfig, from_table
+from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.data.latents import LatentCache
+from nuwaxl.train.diffusion import ForwardProcess
+from nuwaxl.train.networks.mtd import MTD
+from nuwaxl.train.networks.text import CLIPText
+from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.run import RunConfig
+from nuwaxl.train.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class MTDTraining:
+    """[training]: `tklvae` the T-KLVAE weights, `depth` the m of the tree, `depth_probabilities` of its levels.
+
+    `prompt_dropout` of the segments see the empty prompt, for guidance. `init` names a model directory whose MTD and
+    text weights to start from. `episodes` > 0 uses the first so many videos only.
+    """
+
+    tklvae: str
+    depth: int = 3
+    depth_probabilities: tuple[float, ...] = ()
+    prompt_dropout: float = 0.1
+    latents: str = "out/latents"
+    init: str = ""
+    episodes: int = 0
+
+
+class MTDTask:
+    """MTD and the text encoder learn together from the diffusion objective; T-KLVAE is fixed."""
+
+    def __init__(self, tables: Mapping[str, Any], run: RunConfig, show_progress: bool) -> None:
+        networks = {name: table for name, table in tables.items() if name not in ("run", "training")}
+        self.config = ModelConfig.from_tables(networks, "the configuration")
+        self.training = from_table(MTDTraining, tables.get("training", {}), "[training]")
+        self.run, self.device = run, run.torch_device()
+        mtd, text, vae = self.config.mtd, self.config.text, self.config.tklvae
+        for name, of_mtd, other in (
+            ("text.tokens and mtd.prompt_tokens", mtd.prompt_tokens, text.tokens),
+            ("text.dim and mtd.prompt_dim", mtd.prompt_dim, text.dim),
+            ("tklvae.latent_channels and mtd.latent_channels", mtd.latent_channels, vae.latent_channels),
+        ):
+            if of_mtd != other:
+                raise InputError(expected=f"{name} to be equal", found=f"{other} and {of_mtd}", fix="change one")
+
+        self.folder = EpisodeFolder(run.data)
+        if self.training.episodes:
+            del self.folder.episodes[self.training.episodes :]
+        captions = {text for episode in self.folder.episodes for text in episode.captions.texts}
+        self.tokenizer = train_tokenizer(captions, text.vocabulary, text.tokens)
+
+        self.vae = TKLVAE(vae)
+        checkpoint.load_into(self.vae, Path(self.training.tklvae))
+        self.vae.to(self.device, memory_format=torch.channels_last).eval()
+        self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
+        self.latents.fill(range(len(self.folder)), show_progress)
+
+        torch.manual_seed(run.seed)
+        self.mtd, self.text = MTD(mtd), CLIPText(text)
+        if self.training.init:
+            checkpoint.load_into(self.mtd, Path(self.training.init) / "mtd.safetensors")
+            checkpoint.load_into(self.text, Path(self.training.init) / "text.safetensors")
+        self.mtd.to(self.device, memory_format=torch.channels_last)
+        self.text.to(self.device)
+        self.forward_process = ForwardProcess(self.config.diffusion, self.device)
+        self.modules: dict[str, nn.Module] = {"mtd": self.mtd, "text": self.text}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.mtd.parameters(), *self.text.parameters()]
+
+    def _embed(self, prompts: list[list[str]]) -> Tensor:
+        """Per-frame prompts of b segments -> (b, L, l_p, d_p); each different text is encoded once."""
+        unique = sorted({text for frames in prompts for text in frames})
+        ids = torch.tensor([encoding.ids for encoding in self.tokenizer.encode_batch(unique)], device=self.device)
+        index = {text: number for number, text in enumerate(unique)}
+        rows = torch.tensor([[index[text] for text in frames] for frames in prompts], device=self.device)
+        return self.text(ids)[rows]
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        probabilities = self.training.depth_probabilities or None
+        segments = [
+            self.folder.sample_segment(rng, self.config.mtd.length, self.training.depth, probabilities)
+            for _ in range(self.run.batch_size)
+        ]
+        dropped = rng.random(len(segments)) < self.training.prompt_dropout
+        prompts = [
+            [""] * len(segment.frames) if drop else self.folder.texts(segment)
+            for segment, drop in zip(segments, dropped, strict=True)
+        ]
+        latents = np.stack([self.latents.read(segment.episode, segment.frames) for segment in segments])
+        x_0 = torch.from_numpy(latents).to(self.device)
+        mask = torch.from_numpy(np.stack([segment.mask for segment in segments])).to(self.device)
+        mask = mask[:, :, None, None, None].expand(-1, -1, 1, *x_0.shape[3:])
+        timestep = torch.randint(
+            self.config.diffusion.train_steps, (len(segments),), generator=generator, device=self.device
+        )
+        noise = torch.randn(x_0.shape, generator=generator, device=self.device)
+        x_t, target = self.forward_process(x_0, noise, timestep)
+        prediction = self.mtd(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
+        errors = (prediction - target).square().mean(dim=(1, 2, 3, 4))
+        figures = {"loss": errors.mean().item()}
+        for depth in sorted({segment.depth for segment in segments}):
+            of_depth = [error for segment, error in zip(segments, errors.tolist(), strict=True) if segment.depth == depth]
+            figures[f"loss_depth_{depth}"] = sum(of_depth) / len(of_depth)
+        return errors.mean(), figures
+
+    def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
+        for name, state in weights.items():
+            checkpoint.save_weights(state, folder / f"{name}.safetensors")
+        checkpoint.save_weights(self.vae.state_dict(), folder / "tklvae.safetensors")
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        self.config.save(folder / "config.json")
