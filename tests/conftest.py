@@ -6,9 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # The same examples on every run, so that a failure seen once is seen again. No deadline: machines are shared.
-settings.register_profile(
-    "nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nuwaxl")
 
 

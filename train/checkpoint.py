@@ -27,7 +27,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()
         }
     except (OSError, SafetensorError) as error:
-        raise InputError(expected=f"safetensors weights at {path}", found=str(error), fix="name another file") from error
+        raise InputError(
+            expected=f"safetensors weights at {path}", found=str(error), fix="name another file"
+        ) from error
 
 
 def load_into(module: nn.Module, path: Path, may_lack: str | None = None) -> None:
@@ -53,7 +55,12 @@ def latest(folder: Path) -> Path | None:
 
 
 def save_training(
-    folder: Path, step: int, modules: Mapping[str, nn.Module], ema: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, keep: int
+    folder: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    ema: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    keep: int,
 ) -> None:
     """Write `step_NNNNNNNN/` with weights, their moving average and the optimiser's moments; drop all but `keep`."""
     final = folder / f"{_PREFIX}{step:08d}"

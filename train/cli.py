@@ -25,10 +25,14 @@ A full run, from nothing to weights that nuwaxl-export takes:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="nuwaxl-train", description=_DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (("tklvae", "train T-KLVAE (or, with temporal = \"none\", the image KLVAE)"), ("mtd", "train MTD")):
-        command = commands.add_parser(name, help=text, description=f"{text}; every key of CONFIG is documented in docs/training.md")
+    for name, text in (("tklvae", 'train T-KLVAE (or, with temporal = "none", the image KLVAE)'), ("mtd", "train MTD")):
+        command = commands.add_parser(
+            name, help=text, description=f"{text}; every key of CONFIG is documented in docs/training.md"
+        )
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
-        command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+        command.add_argument(
+            "--resume", action="store_true", help="go on from the newest checkpoint in the output folder"
+        )
         command.add_argument("--data", help="folder of videos, instead of the configuration's")
         command.add_argument("--out", help="output folder, instead of the configuration's")
         command.add_argument("--steps", type=positive_int, help="optimiser steps, instead of the configuration's")
@@ -40,6 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
     cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
     cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
+
+    curve = commands.add_parser("curve", help="draw a training's loss curve from its log.jsonl")
+    curve.add_argument("log", type=Path, metavar="LOG.jsonl")
+    curve.add_argument("out", type=Path, metavar="OUT.png")
+    curve.add_argument("--figures", nargs="+", default=["loss"], metavar="NAME", help="names in the log, default loss")
     return parser
 
 
@@ -72,6 +81,14 @@ def _cartoon(arguments: argparse.Namespace) -> None:
     print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
 
 
+def _curve(arguments: argparse.Namespace) -> None:
+    from nuwaxl.train.curve import draw, read_log
+
+    draw(read_log(arguments.log, arguments.figures), arguments.out)
+    print(arguments.out)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    return run("nuwaxl-train", lambda: _cartoon(arguments) if arguments.command == "data" else _train(arguments))
+    commands = {"data": _cartoon, "curve": _curve, "tklvae": _train, "mtd": _train}
+    return run("nuwaxl-train", lambda: commands[arguments.command](arguments))

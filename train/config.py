@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass `cls` from a TOML or JSON table; lists become tuples, an unknown key is an InputError naming it."""
+    """Build the dataclass `cls` from a TOML or JSON table; lists become tuples, an unknown key is an InputError."""
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - known)
     if unknown:
@@ -31,7 +31,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 @dataclass(frozen=True)
 class TKLVAEConfig:
-    """T-KLVAE (paper section 3.1): the spatial layers of latent diffusion's AutoencoderKL and temporal layers after them.
+    """T-KLVAE (paper section 3.1): the spatial layers of AutoencoderKL with temporal layers after them.
 
     `temporal` names Table 2a's rows: "none" (KLVAE), "random" (T-KLVAE-R) or "identity" (T-KLVAE).
     The down-sampling factor f is 2 ** (len(block_channels) - 1).

@@ -119,9 +119,7 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
                 log.flush()
                 bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
             if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
-                checkpoint.save_training(
-                    out, step + 1, task.modules, averages.values, optimizer, run.keep_checkpoints
-                )
+                checkpoint.save_training(out, step + 1, task.modules, averages.values, optimizer, run.keep_checkpoints)
                 _publish(task, averages, out)
     return out / "model"
 

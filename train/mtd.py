@@ -115,7 +115,9 @@ class MTDTask:
         errors = (prediction - target).square().mean(dim=(1, 2, 3, 4))
         figures = {"loss": errors.mean().item()}
         for depth in sorted({segment.depth for segment in segments}):
-            of_depth = [error for segment, error in zip(segments, errors.tolist(), strict=True) if segment.depth == depth]
+            of_depth = [
+                error for segment, error in zip(segments, errors.tolist(), strict=True) if segment.depth == depth
+            ]
             figures[f"loss_depth_{depth}"] = sum(of_depth) / len(of_depth)
         return errors.mean(), figures
 

@@ -49,9 +49,7 @@ def test_every_engine_module_imports_without_torch_and_the_other_rooms() -> None
 
 def test_the_engine_itself_does_not_import_an_inference_runtime() -> None:
     check = "import sys, nuwaxl.engine; print('onnxruntime' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout.split() == ["False"], result.stderr
 
 
@@ -64,8 +62,6 @@ def test_the_bare_import_would_notice_a_forbidden_module(name: str) -> None:
 
 def test_the_import_contracts_hold() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
-    result = subprocess.run(
-        [lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout

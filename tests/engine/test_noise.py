@@ -15,9 +15,7 @@ from nuwaxl.engine._core import normal_noise
 SHAPE = (16, 4, 8, 8)  # (L, c, h, w)
 
 
-def noise(
-    seed: int, depth: int, index: int, step: int, shape: tuple[int, ...] = SHAPE
-) -> npt.NDArray[np.float32]:
+def noise(seed: int, depth: int, index: int, step: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.float32]:
     out = np.full(shape, np.nan, np.float32)
     normal_noise(seed, depth, index, step, out)
     return out
@@ -86,9 +84,7 @@ def test_values_of_one_draw_are_independent_of_their_neighbours() -> None:
     for lag in (1, 2, 3, 4, 8):
         assert abs((values[:-lag] * values[lag:]).mean()) < 5 / math.sqrt(values.size)
         # Box-Muller pairs share a radius: the squares must be independent as well.
-        assert abs(((values[:-lag] ** 2 - 1) * (values[lag:] ** 2 - 1)).mean()) < 5 * 2 / math.sqrt(
-            values.size
-        )
+        assert abs(((values[:-lag] ** 2 - 1) * (values[lag:] ** 2 - 1)).mean()) < 5 * 2 / math.sqrt(values.size)
 
 
 def test_an_empty_array_is_left_alone() -> None:

@@ -1,7 +1,6 @@
 """The pruned tree of diffusions, PAPER.md 3.3."""
 
 import re
-import time
 from collections import Counter
 
 import numpy as np
@@ -137,9 +136,9 @@ def test_unknown_segments_and_frames_are_refused() -> None:
             plan.origin_of(frame)
 
 
-def test_a_plan_of_ten_million_segments_costs_nothing() -> None:
-    start = time.perf_counter()
-    plan = Plan(140_000_000, 16)
-    assert len(plan) > 9_000_000
-    assert plan.segment(plan.origin_of(139_999_999)).depth == plan.depth - 1
-    assert time.perf_counter() - start < 0.5
+def test_a_plan_of_ten_to_the_16_segments_costs_no_more_than_a_small_one() -> None:
+    """Anything that grew with the number of segments would end neither in this time nor in this memory."""
+    frames = 4 * 10**17
+    plan = Plan(frames, 16)
+    assert len(plan) > 10**16
+    assert plan.origin_of(frames - 1) == len(plan) - 1

@@ -68,7 +68,8 @@ def trained(cartoons: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     klvae = run_table(cartoons, folder / "klvae", 2) + "[training]\nframes = 1\ncalibration_batches = 2\n"
     (folder / "klvae.toml").write_text(klvae + TKLVAE_TABLE.format(temporal="none"))
     tklvae = run_table(cartoons, folder / "tklvae", 2)
-    tklvae += f'[training]\nframes = 5\ncalibration_batches = 2\ntrainable = "temporal"\ninit = "{folder}/klvae/model/tklvae.safetensors"\n'
+    tklvae += '[training]\nframes = 5\ncalibration_batches = 2\ntrainable = "temporal"\n'
+    tklvae += f'init = "{folder}/klvae/model/tklvae.safetensors"\n'
     (folder / "tklvae.toml").write_text(tklvae + TKLVAE_TABLE.format(temporal="identity"))
     mtd = run_table(cartoons, folder / "mtd", 4)
     mtd += f'[training]\ndepth = 2\ntklvae = "{folder}/tklvae/model/tklvae.safetensors"\nlatents = "{folder}/latents"\n'

@@ -88,12 +88,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
     train(Regression(), config(tmp_path), resume=False, show_progress=False)
-    with pytest.raises(InputError, match="no earlier training.*--resume"):
+    with pytest.raises(InputError, match=r"no earlier training.*--resume"):
         train(Regression(), config(tmp_path), resume=False, show_progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="found nan at step 44.*step_00000040"):
+    with pytest.raises(TrainingError, match=r"found nan at step 44.*step_00000040"):
         train(Regression(poison_at=45), config(tmp_path), resume=False, show_progress=False)
 
 
@@ -115,7 +115,11 @@ def test_counts_must_be_positive(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("missing", "1 missing, first bias"), ("extra", "1 unknown, first more"), ("shape", "1 of another shape, first weight")],
+    [
+        ("missing", "1 missing, first bias"),
+        ("extra", "1 unknown, first more"),
+        ("shape", "1 of another shape, first weight"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path, change: str, message: str) -> None:
     state = dict(nn.Linear(2, 3).state_dict())

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.train.tiny import MTD_TINY, mtd_inputs, randomise
 
 from nuwaxl.train.config import MTDConfig
 from nuwaxl.train.networks.mtd import MTD
+from tests.train.tiny import MTD_TINY, mtd_inputs, randomise
 
 
 def randomised(config: MTDConfig = MTD_TINY) -> MTD:
@@ -84,7 +84,12 @@ def test_injection_is_equations_10_and_11() -> None:
 
 @pytest.mark.parametrize(
     ("multi_scale", "symmetric", "levels"),
-    [(True, True, [0, 1, 1, 1, 1, 0, 0]), (True, False, [1, 1, 0, 0]), (False, True, [0, 0, 0]), (False, False, [0, 0])],
+    [
+        (True, True, [0, 1, 1, 1, 1, 0, 0]),
+        (True, False, [1, 1, 0, 0]),
+        (False, True, [0, 0, 0]),
+        (False, False, [0, 0]),
+    ],
 )
 def test_injection_ablations_choose_levels_and_sides(multi_scale: bool, symmetric: bool, levels: list[int]) -> None:
     network = MTD(replace(MTD_TINY, multi_scale=multi_scale, symmetric=symmetric))
@@ -105,7 +110,12 @@ def test_every_parameter_learns_after_the_zero_initialised_layers_have_moved() -
 
 def test_three_levels_with_attention_on_some() -> None:
     config = replace(
-        MTD_TINY, block_channels=(8, 8, 16), attention=(True, True, False), layers_per_block=2, latent_height=8, latent_width=8
+        MTD_TINY,
+        block_channels=(8, 8, 16),
+        attention=(True, True, False),
+        layers_per_block=2,
+        latent_height=8,
+        latent_width=8,
     )
     network = randomised(config)
     inputs = mtd_inputs(1, config)

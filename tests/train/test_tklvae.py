@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.train.tiny import TKLVAE_TINY, randomise, without
 
 from nuwaxl.train.config import TKLVAEConfig
 from nuwaxl.train.networks.temporal import TemporalConv
 from nuwaxl.train.networks.tklvae import TKLVAE
+from tests.train.tiny import TKLVAE_TINY, randomise, without
 
 VIDEO = torch.rand(2, 5, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 

@@ -52,17 +52,13 @@ class Captions:
                 frames.append(frame)
                 texts.append(text)
         if not texts:
-            raise InputError(
-                expected=f"captions in {path}", found="an empty file", fix="caption at least frame 0"
-            )
+            raise InputError(expected=f"captions in {path}", found="an empty file", fix="caption at least frame 0")
         return cls(tuple(frames), tuple(texts))
 
     def text_at(self, frame: int) -> str:
         """The caption that holds at this frame (>= 0)."""
         if frame < 0:
-            raise InputError(
-                expected="a frame of at least 0", found=str(frame), fix="ask for a frame of the video"
-            )
+            raise InputError(expected="a frame of at least 0", found=str(frame), fix="ask for a frame of the video")
         return self.texts[bisect_right(self.frames, frame) - 1]
 
 

@@ -111,7 +111,9 @@ class MTD(nn.Module):
         """Every layer in the order of use, with whether it injects the condition."""
         last = len(self.config.block_channels) - 1
         down = [
-            (layer, self._injects(level, False)) for level, block in enumerate(self.down_blocks) for layer in block.layers
+            (layer, self._injects(level, False))
+            for level, block in enumerate(self.down_blocks)
+            for layer in block.layers
         ]
         up = [
             (layer, self._injects(last - i, True)) for i, block in enumerate(self.up_blocks) for layer in block.layers

@@ -141,7 +141,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided convolution; `asymmetric` pads right and bottom only, as AutoencoderKL does."""
+    """Halve height and width by a strided convolution; `asymmetric` pads right and bottom only (AutoencoderKL)."""
 
     def __init__(self, channels: int, asymmetric: bool = False) -> None:
         super().__init__()

@@ -23,9 +23,7 @@ def test_a_caption_holds_until_the_next_entry(tmp_path: Path) -> None:
     )
     captions = Captions.load(path)
     assert captions == Captions((0, 10), ("Mona waves", "Rex j\u2028umps"))
-    assert [captions.text_at(frame) for frame in (0, 9, 10, 10**9)] == ["Mona waves"] * 2 + [
-        "Rex j\u2028umps"
-    ] * 2
+    assert [captions.text_at(frame) for frame in (0, 9, 10, 10**9)] == ["Mona waves"] * 2 + ["Rex j\u2028umps"] * 2
 
 
 def test_there_is_no_caption_before_the_first_frame() -> None:

@@ -61,9 +61,7 @@ def test_the_mp4_decodes_to_as_many_frames_as_asked_and_to_what_was_drawn(folder
     assert decoded.shape == drawn.shape == (FRAMES, SIZE, SIZE, 3)
     errors = np.abs(decoded.astype(int) - drawn).mean(axis=(1, 2, 3))
     assert errors.max() < 3.0
-    assert np.abs(drawn[0].astype(int) - drawn[-1]).mean() > 3.0, (
-        "the film moves, so the errors compare something"
-    )
+    assert np.abs(drawn[0].astype(int) - drawn[-1]).mean() > 3.0, "the film moves, so the errors compare something"
 
 
 def test_every_frame_has_a_caption_line_and_the_text_changes(folder: Path) -> None:
@@ -104,9 +102,7 @@ def test_the_cast_and_the_sceneries_vary_as_promised() -> None:
     for script in scripts:
         sceneries = [shot.scenery for shot in script.shots]
         assert len(set(sceneries)) >= 2
-        assert {act.character for shot in script.shots for beat in shot.beats for act in beat.acts} <= set(
-            script.cast
-        )
+        assert {act.character for shot in script.shots for beat in shot.beats for act in beat.acts} <= set(script.cast)
     assert any(a.scenery == b.scenery for s in scripts for a, b in itertools.pairwise(s.shots))
     assert {shot.scenery for shot in shots} == set(SCENERIES)
 
@@ -177,9 +173,7 @@ def test_sceneries_differ_strongly() -> None:
     ("episodes", "frames", "seed", "named"),
     [(0, 10, 0, "episodes"), (1, 0, 0, "frames"), (1, 10, -1, "seed")],
 )
-def test_numbers_out_of_range_are_refused(
-    tmp_path: Path, episodes: int, frames: int, seed: int, named: str
-) -> None:
+def test_numbers_out_of_range_are_refused(tmp_path: Path, episodes: int, frames: int, seed: int, named: str) -> None:
     with pytest.raises(InputError, match=named):
         generate(tmp_path / "out", episodes, frames, seed)
     assert not (tmp_path / "out").exists()

@@ -63,9 +63,7 @@ def test_depths_follow_the_probabilities_given(folder: Path) -> None:
 
 def test_sampling_is_a_function_of_the_generator(folder: Path) -> None:
     episodes = EpisodeFolder(folder)
-    one, two = (
-        [episodes.sample_segment(np.random.default_rng(seed), L, M) for seed in range(5)] for _ in range(2)
-    )
+    one, two = ([episodes.sample_segment(np.random.default_rng(seed), L, M) for seed in range(5)] for _ in range(2))
     for a, b in zip(one, two, strict=True):
         assert (a.episode, a.depth) == (b.episode, b.depth)
         np.testing.assert_array_equal(a.frames, b.frames)

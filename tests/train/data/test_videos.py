@@ -64,9 +64,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_frame_read_alone_equals_the_full_decode(video: Path) -> None:
     everything = decode_everything(video)
-    assert len({image.tobytes() for image in everything}) == FRAMES, (
-        "all frames differ, so a wrong one would show"
-    )
+    assert len({image.tobytes() for image in everything}) == FRAMES, "all frames differ, so a wrong one would show"
     with VideoFile(video) as file:
         assert (len(file), file.height, file.width, file.fps) == (FRAMES, HEIGHT, WIDTH, 25.0)
         for number in np.random.default_rng(0).permutation(FRAMES):
@@ -137,9 +135,7 @@ def damage_audio_only(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [damage_nothing_there, damage_text, damage_empty, damage_truncated, damage_audio_only]
 )
-def test_an_unreadable_file_is_refused_by_name(
-    plain: Path, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_an_unreadable_file_is_refused_by_name(plain: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(plain.read_bytes())
     with VideoFile(path) as file:
@@ -149,9 +145,7 @@ def test_an_unreadable_file_is_refused_by_name(
         VideoFile(path)
 
 
-def test_frames_lost_from_the_middle_are_refused_by_name_when_they_are_read(
-    plain: Path, tmp_path: Path
-) -> None:
+def test_frames_lost_from_the_middle_are_refused_by_name_when_they_are_read(plain: Path, tmp_path: Path) -> None:
     path = tmp_path / "broken.mp4"
     content = plain.read_bytes()
     start, size = content.index(b"mdat") + 4, len(content)

@@ -76,9 +76,7 @@ def _hand(shoulder: Point, length: float, wave: float) -> Point:
     return shoulder[0] + length * math.cos(angle), shoulder[1] + length * math.sin(angle)
 
 
-def _arms(
-    brush: Brush, pose: Pose, shoulder: Point, length: float, width: float, fill: Color, waving: int = 1
-) -> None:
+def _arms(brush: Brush, pose: Pose, shoulder: Point, length: float, width: float, fill: Color, waving: int = 1) -> None:
     """Both arms: both rise in a jump and swing in a walk, the `waving` one (1 front, -1 back) waves."""
     for side in (-1, 1):
         wave = pose.wave if side == waving else 0.0

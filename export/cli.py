@@ -1,0 +1,99 @@
+"""nuwaxl-export: a trained checkpoint in, a bundle out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nuwaxl.cli import Parser, non_negative_float, non_negative_int, positive_int, run
+from nuwaxl.engine.bundle_schema import SAMPLERS, Sampler
+from nuwaxl.errors import InputError
+
+PROG = "nuwaxl-export"
+_NEEDED = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+_DESCRIPTION = """\
+Export a trained checkpoint as a bundle: the directory that nuwaxl-render and nuwaxl-bench run, without torch.
+
+CHECKPOINT_DIR holds config.json, tklvae.safetensors, mtd.safetensors, text.safetensors and tokenizer.json.
+OUT_DIR gets five ONNX graphs (text, prepare, step, decode, encode), the tokenizer and manifest.json. Each graph
+is run on ONNX Runtime against torch first; if any differs by more than 1e-4 relative, nothing is written."""
+
+_EPILOG = """\
+exit status: 0 the bundle was written, 1 a graph differs from torch, 2 bad arguments or input, 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return run(PROG, lambda: _export(arguments))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="what nuwaxl-train wrote")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the bundle to write; must be empty or absent")
+    parser.add_argument("--name", help="name in the manifest (default: the checkpoint directory's)")
+    parser.add_argument("--force", action="store_true", help="replace the bundle at OUT_DIR, if there is one")
+    parser.add_argument(
+        "--decode-overlap",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="frames of context on each side of a decoded window (default: 0)",
+    )
+    defaults = parser.add_argument_group("sampler defaults of the bundle (default: those of config.json)")
+    defaults.add_argument("--sampler", choices=SAMPLERS)
+    defaults.add_argument("--steps", type=positive_int, metavar="N", help="denoising steps a segment")
+    defaults.add_argument("--guidance", type=non_negative_float, metavar="X", help="guidance scale")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    _require_packages()
+    # Imported here, so that --help and the message above come without torch.
+    from nuwaxl.export.model import load_model
+    from nuwaxl.export.write import Written, check_output, export_bundle
+
+    check_output(arguments.out, arguments.force)
+    model = load_model(arguments.checkpoint)
+    trained = model.config.sampler
+    sampler = Sampler(
+        name=arguments.sampler or trained.name,
+        steps=trained.steps if arguments.steps is None else arguments.steps,
+        guidance=trained.guidance if arguments.guidance is None else arguments.guidance,
+    )
+
+    def progress(graph: Written) -> None:
+        error = f"relative error {graph.parity.relative:.1e}"
+        if graph.parity.relative == 0.0:
+            error = f"{graph.parity.differing:.3%} of values differ by 1"
+        print(f"{graph.name:8} {graph.bytes / 1e6:7.2f} MB  {error}  {graph.seconds:.1f} s", flush=True)
+
+    export_bundle(
+        model,
+        arguments.out,
+        name=arguments.name or arguments.checkpoint.resolve().name,
+        sampler=sampler,
+        decode_overlap=arguments.decode_overlap,
+        force=arguments.force,
+        progress=progress,
+    )
+    print(f"{arguments.out}: written")
+
+
+def _require_packages() -> None:
+    for package in _NEEDED:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                expected=f"the package {package}", found=str(error), fix="pip install 'nuwaxl[export]'"
+            ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
