@@ -92,9 +92,7 @@ def write_manifest(
             have.
     """
     folder = Path(directory)
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST_FILE
-    )
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST_FILE)
     manifest = Manifest(
         name=name,
         producer=dict(producer),

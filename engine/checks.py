@@ -31,12 +31,7 @@ def finite_number(name: str, value: Any, *, least: float) -> float:
     Raises:
         InputError: not a finite number of at least `least`.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value < least
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
         raise InputError(
             expected=f"{name}: a finite number of at least {least:g}", found=repr(value), fix=f"change {name}"
         )
@@ -50,7 +45,5 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:
         InputError: any other value.
     """
     if value not in choices:
-        raise InputError(
-            expected=f"{name}: one of {', '.join(choices)}", found=repr(value), fix=f"change {name}"
-        )
+        raise InputError(expected=f"{name}: one of {', '.join(choices)}", found=repr(value), fix=f"change {name}")
     return str(value)

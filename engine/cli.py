@@ -48,9 +48,7 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="cpu: one worker with all cores; cpu:2: two that share them",
     )
-    parser.add_argument(
-        "--seed", type=seed, metavar="N", help="seed of the noise (default: the story's, else 0)"
-    )
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of the noise (default: the story's, else 0)")
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="denoising steps a segment (default: the bundle's)"
     )
@@ -74,9 +72,7 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("story", metavar="STORY", help="the story, .toml or .jsonl")
-    parser.add_argument(
-        "--frames", type=positive_int, metavar="N", help="number of frames (default: the story's)"
-    )
+    parser.add_argument("--frames", type=positive_int, metavar="N", help="number of frames (default: the story's)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .mp4 file to write")
     add_render_arguments(parser)
     parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")

@@ -8,9 +8,7 @@ from nuwaxl.errors import InputError
 
 MAX_WORKERS = 64
 
-_AVAILABLE = (
-    'this version runs on the CPU: use "cpu" for one worker, or "cpu:N" for N workers that share the cores'
-)
+_AVAILABLE = 'this version runs on the CPU: use "cpu" for one worker, or "cpu:N" for N workers that share the cores'
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,7 @@ class Engine:
             InputError: an argument of the wrong kind or out of its range, or more frames than the tree spans.
         """
         if self._closed:
-            raise InputError(
-                expected="an open engine", found="a closed one", fix="open it again with Engine.open"
-            )
+            raise InputError(expected="an open engine", found="a closed one", fix="open it again with Engine.open")
         if not isinstance(story, Story):
             raise InputError(
                 expected="a Story", found=type(story).__name__, fix="use Story.load(path) or Story(scenes)"

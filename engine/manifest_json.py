@@ -104,9 +104,7 @@ def _check_state(manifest: Manifest, where: str) -> None:
     taken = {tensor.name: tensor for tensor in manifest.graphs["step"].inputs if tensor.name not in fixed}
     if made != taken:
         differing = sorted(name for name in made.keys() | taken.keys() if made.get(name) != taken.get(name))
-        raise _bad(
-            f"the outputs of prepare to be inputs of step in {where}", f"differing {differing}", _REEXPORT
-        )
+        raise _bad(f"the outputs of prepare to be inputs of step in {where}", f"differing {differing}", _REEXPORT)
 
 
 def _bad(expected: str, found: str, fix: str) -> InputError:
@@ -122,9 +120,7 @@ def _table(value: object, where: str) -> dict[str, Any]:
 def _keys(table: dict[str, Any], wanted: set[str], where: str) -> None:
     if table.keys() != wanted:
         missing, unknown = sorted(wanted - table.keys()), sorted(table.keys() - wanted)
-        raise _bad(
-            f"the keys {sorted(wanted)} in {where}", f"missing {missing}, unknown {unknown}", _REEXPORT
-        )
+        raise _bad(f"the keys {sorted(wanted)} in {where}", f"missing {missing}, unknown {unknown}", _REEXPORT)
 
 
 def _string(value: object, where: str) -> str:

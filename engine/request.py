@@ -69,9 +69,7 @@ def resolve(
     most = manifest.diffusion.train_steps
     steps = whole_number("steps", manifest.sampler.steps if steps is None else steps, least=1, most=most)
     guidance = finite_number("guidance", manifest.sampler.guidance if guidance is None else guidance, least=0)
-    sampler = cast(
-        SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS)
-    )
+    sampler = cast(SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS))
     if not isinstance(negative_prompt, str):
         raise InputError(
             expected="negative_prompt: a string", found=repr(negative_prompt), fix="change negative_prompt"

@@ -65,9 +65,7 @@ def spaced_timesteps(train_steps: int, steps: int) -> NDArray[np.int64]:
         InputError: more steps than the network was trained on.
     """
     if not 1 <= steps <= train_steps:
-        raise InputError(
-            expected=f"steps: from 1 to {train_steps}", found=f"{steps}", fix="change the number of steps"
-        )
+        raise InputError(expected=f"steps: from 1 to {train_steps}", found=f"{steps}", fix="change the number of steps")
     return np.round(train_steps - np.arange(steps) * (train_steps / steps)).astype(np.int64) - 1
 
 

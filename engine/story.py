@@ -93,9 +93,7 @@ class Story:
         try:
             return _from_toml(text) if file.suffix == ".toml" else _from_jsonl(text)
         except InputError as error:
-            raise InputError(
-                expected=f"in {file}, {error.expected}", found=error.found, fix=error.fix
-            ) from error
+            raise InputError(expected=f"in {file}, {error.expected}", found=error.found, fix=error.fix) from error
 
     def prompt_at(self, frame: int) -> str:
         """The prompt that holds on `frame`, which may lie past the end of the story."""
@@ -153,12 +151,8 @@ def _from_toml(text: str) -> Story:
     _known_keys(table, {"scene", "frames", "fps", "seed"}, "the story")
     entries = table.get("scene", [])
     if not isinstance(entries, list):
-        raise InputError(
-            expected="[[scene]] tables", found="a single [scene]", fix="double the brackets: [[scene]]"
-        )
-    scenes = [
-        _scene(entry, f"scene {number}", "at", "prompt") for number, entry in enumerate(entries, start=1)
-    ]
+        raise InputError(expected="[[scene]] tables", found="a single [scene]", fix="double the brackets: [[scene]]")
+    scenes = [_scene(entry, f"scene {number}", "at", "prompt") for number, entry in enumerate(entries, start=1)]
     return Story(scenes, frames=table.get("frames"), fps=table.get("fps"), seed=table.get("seed"))
 
 
@@ -180,9 +174,7 @@ def _from_jsonl(text: str) -> Story:
 
 def _scene(entry: Any, where: str, at: str, prompt: str) -> Scene:
     if not isinstance(entry, dict):
-        raise InputError(
-            expected=f"{at} and {prompt} in {where}", found=repr(entry), fix=f"give {at} and {prompt}"
-        )
+        raise InputError(expected=f"{at} and {prompt} in {where}", found=repr(entry), fix=f"give {at} and {prompt}")
     _known_keys(entry, {at, prompt}, where)
     for key in (at, prompt):
         if key not in entry:

@@ -25,9 +25,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._uncut = Tokenizer.from_str(self._tokenizer.to_str())
         self._tokenizer.enable_truncation(max_length=prompt_tokens)
-        self._tokenizer.enable_padding(
-            length=prompt_tokens, pad_id=padding["pad_id"], pad_token=padding["pad_token"]
-        )
+        self._tokenizer.enable_padding(length=prompt_tokens, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
         self._prompt_tokens = prompt_tokens
 
     def __call__(self, prompts: list[str]) -> NDArray[np.int64]:

@@ -99,7 +99,5 @@ class Video:
             RenderError: none has finished yet.
         """
         if self._stats is None:
-            raise RenderError(
-                "expected a finished render; found none; iterate over the video or save it first"
-            )
+            raise RenderError("expected a finished render; found none; iterate over the video or save it first")
         return self._stats

@@ -112,7 +112,7 @@ class StepGraph(nn.Module):
         prediction = self.mtd.denoise(
             torch.cat([x, x]), torch.cat([timestep, timestep]), Prepared(injections, keys_values)
         )
-        cond, uncond = prediction.chunk(2)
+        cond, uncond = prediction.reshape(2, -1, *x.shape[1:]).unbind(0)
         return update(x, history, noise, cond, uncond, coefficients, guidance)
 
 

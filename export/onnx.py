@@ -24,12 +24,16 @@ def to_onnx(
     """
     batch = {0: torch.export.Dim(BATCH)}
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
+        # Traced here, since torch.onnx.export itself answers a batch it cannot keep dynamic with a fixed one.
+        traced = torch.export.export(
+            module.eval(),
             tuple(inputs.values()),
+            dynamic_shapes=_shapes(module, len(inputs), batch),
+        )
+        program = torch.onnx.export(
+            traced,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=_shapes(module, len(inputs), batch),
             opset_version=opset,
             dynamo=True,
             verbose=False,

@@ -45,7 +45,10 @@ def check_parity(source: GraphSource, content: bytes, seed: int) -> Parity:
         with torch.no_grad():
             sample = source.sample(batch, torch.Generator().manual_seed(seed + batch))
         inputs = {name: tensor.numpy() for name, tensor in sample.inputs.items()}
-        found = session.run(list(sample.outputs), inputs)
+        try:
+            found = session.run(list(sample.outputs), inputs)
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            raise ParityError(f"graph {source.name}, batch {batch}: ONNX Runtime fails: {error}") from error
         for (name, expected), array in zip(sample.outputs.items(), found, strict=True):
             where = f"graph {source.name}, output {name}, batch {batch}"
             worst = worst.largest(compare(where, array, expected.numpy()))

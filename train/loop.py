@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.train import checkpoint
+from nuwaxl.train.distributed import Share
 from nuwaxl.train.run import RunConfig
 
 
@@ -32,8 +34,10 @@ class Task(Protocol):
 
     def parameters(self) -> list[nn.Parameter]: ...
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one batch and figures to log; all randomness comes from the two generators."""
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, share: Share
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of this process's share of one batch and figures to log; all randomness comes from the generators."""
         ...
 
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
@@ -73,6 +77,7 @@ class Averages:
 
 def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path:
     """Train to `run.steps`; writes log.jsonl, step_*/ and model/ below `run.out`. Returns the path of model/."""
+    share = Share.join(run.batch_size)
     out = Path(run.out)
     previous = checkpoint.latest(out)
     if previous is not None and not resume:
@@ -89,7 +94,8 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
     device = run.torch_device()
 
     began = time.monotonic()
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+    show_progress = show_progress and share.leads
+    with (out / "log.jsonl" if share.leads else Path(os.devnull)).open("a", encoding="utf-8") as log:
         bar = tqdm(range(start, run.steps), initial=start, total=run.steps, disable=None if show_progress else True)
         recent: dict[str, list[float]] = {}
         for step in bar:
@@ -97,7 +103,7 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
             generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
             for group in optimizer.param_groups:
                 group["lr"] = run.rate_at(step)
-            loss, figures = task.loss(rng, generator)
+            loss, figures = task.loss(rng, generator, share)
             if not math.isfinite(float(loss.detach())):
                 last = checkpoint.latest(out)
                 raise TrainingError(
@@ -106,10 +112,11 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            share.average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, run.clip)
             optimizer.step()
             averages.update(step)
-            for name, value in {**figures, "grad_norm": float(norm)}.items():
+            for name, value in {**share.average(figures), "grad_norm": float(norm)}.items():
                 recent.setdefault(name, []).append(value)
             if (step + 1) % run.log_every == 0:
                 means = {name: sum(values) / len(values) for name, values in recent.items()}
@@ -118,9 +125,10 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
                 log.write(json.dumps({k: float(f"{v:.6g}") for k, v in line.items()}) + "\n")
                 log.flush()
                 bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
+            if share.leads and ((step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps):
                 checkpoint.save_training(out, step + 1, task.modules, averages.values, optimizer, run.keep_checkpoints)
                 _publish(task, averages, out)
+    share.wait()
     return out / "model"
 
 

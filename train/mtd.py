@@ -17,6 +17,7 @@ from nuwaxl.train.config import ModelConfig, from_table
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.latents import LatentCache
 from nuwaxl.train.diffusion import ForwardProcess
+from nuwaxl.train.distributed import Share
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
@@ -68,7 +69,9 @@ class MTDTask:
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
         self.vae.to(self.device, memory_format=torch.channels_last).eval()
         self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
-        self.latents.fill(range(len(self.folder)), show_progress)
+        share = Share.join(run.batch_size)
+        self.latents.fill(share.of(range(len(self.folder))), show_progress and share.leads)
+        share.wait()
 
         torch.manual_seed(run.seed)
         self.mtd, self.text = MTD(mtd), CLIPText(text)
@@ -91,13 +94,18 @@ class MTDTask:
         rows = torch.tensor([[index[text] for text in frames] for frames in prompts], device=self.device)
         return self.text(ids)[rows]
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, share: Share
+    ) -> tuple[Tensor, dict[str, float]]:
         probabilities = self.training.depth_probabilities or None
-        segments = [
-            self.folder.sample_segment(rng, self.config.mtd.length, self.training.depth, probabilities)
-            for _ in range(self.run.batch_size)
-        ]
-        dropped = rng.random(len(segments)) < self.training.prompt_dropout
+        count = self.run.batch_size
+        segments = share.of(
+            [
+                self.folder.sample_segment(rng, self.config.mtd.length, self.training.depth, probabilities)
+                for _ in range(count)
+            ]
+        )
+        dropped = share.of(rng.random(count) < self.training.prompt_dropout)
         prompts = [
             [""] * len(segment.frames) if drop else self.folder.texts(segment)
             for segment, drop in zip(segments, dropped, strict=True)
@@ -106,10 +114,9 @@ class MTDTask:
         x_0 = torch.from_numpy(latents).to(self.device)
         mask = torch.from_numpy(np.stack([segment.mask for segment in segments])).to(self.device)
         mask = mask[:, :, None, None, None].expand(-1, -1, 1, *x_0.shape[3:])
-        timestep = torch.randint(
-            self.config.diffusion.train_steps, (len(segments),), generator=generator, device=self.device
-        )
-        noise = torch.randn(x_0.shape, generator=generator, device=self.device)
+        train_steps = self.config.diffusion.train_steps
+        timestep = share.of(torch.randint(train_steps, (count,), generator=generator, device=self.device))
+        noise = share.of(torch.randn((count, *x_0.shape[1:]), generator=generator, device=self.device))
         x_t, target = self.forward_process(x_0, noise, timestep)
         prediction = self.mtd(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
         errors = (prediction - target).square().mean(dim=(1, 2, 3, 4))

@@ -15,6 +15,7 @@ from nuwaxl.train import checkpoint
 from nuwaxl.train.config import TKLVAEConfig, from_table
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.videos import to_network
+from nuwaxl.train.distributed import Share
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.run import RunConfig
 
@@ -58,19 +59,24 @@ class TKLVAETask:
             return self.network.temporal_parameters()
         return list(self.network.parameters())
 
-    def batch(self, rng: np.random.Generator) -> Tensor:
-        """Windows of consecutive frames, (b, L, C, H, W) in [-1, 1]."""
-        windows = []
+    def batch(self, rng: np.random.Generator, share: Share) -> Tensor:
+        """This process's windows of consecutive frames, (b, L, C, H, W) in [-1, 1]."""
+        places = []
         for _ in range(self.run.batch_size):
             episode = int(rng.integers(len(self.folder)))
-            start = int(rng.integers(self.folder.episodes[episode].frames - self.training.frames + 1))
-            windows.append(self.folder.read(episode, range(start, start + self.training.frames)))
+            places.append((episode, int(rng.integers(self.folder.episodes[episode].frames - self.training.frames + 1))))
+        windows = [
+            self.folder.read(episode, range(start, start + self.training.frames)) for episode, start in share.of(places)
+        ]
         return to_network(np.stack(windows), self.device)
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        video = self.batch(rng)
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, share: Share
+    ) -> tuple[Tensor, dict[str, float]]:
+        video = self.batch(rng, share)
         mean, log_variance = self.network.moments(video)
-        noise = torch.randn(mean.shape, generator=generator, device=self.device)
+        whole = (self.run.batch_size, *mean.shape[1:])
+        noise = share.of(torch.randn(whole, generator=generator, device=self.device))
         output = self.network.reconstruct(mean + (0.5 * log_variance).exp() * noise)
         reconstruction = (output - video).abs().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
@@ -90,7 +96,7 @@ class TKLVAETask:
     def _calibrate(self, network: TKLVAE) -> None:
         """Measure mean and deviation of each latent channel, so that the diffusion sees standardised latents."""
         rng = np.random.default_rng(self.run.seed)
-        means = torch.cat([network.moments(self.batch(rng))[0] for _ in range(self.training.calibration_batches)])
+        means = torch.cat([network.moments(self.batch(rng, Share()))[0] for _ in range(self.training.calibration_batches)])
         network.latent_shift.copy_(means.mean(dim=(0, 1, 3, 4)))
         network.latent_scale.copy_(1.0 / means.std(dim=(0, 1, 3, 4)))
 

@@ -35,9 +35,7 @@ class Runner(Protocol):
     def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
         """Tokens (n, l_p) to prompt embeddings (n, l_p, d_p)."""
 
-    def start(
-        self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32
-    ) -> Denoising:
+    def start(self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32) -> Denoising:
         """Begin a batch: run what does not depend on the timestep, once.
 
         Args:

@@ -42,9 +42,7 @@ class OnnxRuntimeRunner:
         self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32
     ) -> "OnnxRuntimeDenoising":
         """See Runner.start."""
-        state = self._run(
-            "prepare", {"prompt": prompt, "negative": negative, "condition": condition, "mask": mask}
-        )
+        state = self._run("prepare", {"prompt": prompt, "negative": negative, "condition": condition, "mask": mask})
         return OnnxRuntimeDenoising(self, x, state)
 
     def step(self, inputs: dict[str, Any]) -> dict[str, Any]:

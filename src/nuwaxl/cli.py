@@ -18,9 +18,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help keeps the description's lines."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
-        )
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
@@ -79,9 +77,7 @@ def non_negative_float(text: str) -> float:
 
 
 def _whole(text: str, least: int, most: int | None = None) -> int:
-    expected = f"expected a whole number of at least {least}" + (
-        f" and at most {most}" if most is not None else ""
-    )
+    expected = f"expected a whole number of at least {least}" + (f" and at most {most}" if most is not None else "")
     if not text.lstrip("-").isdecimal() or not text.isascii():
         raise argparse.ArgumentTypeError(f"{expected}; found {text!r}")
     number = int(text) if len(text) <= 20 else None

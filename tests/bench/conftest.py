@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from nuwaxl.bench.cli import main
-from tests.engine.conftest import own_bundle, tiny_bundle
+from tests.engine.conftest import tiny_bundle
 
-__all__ = ["own_bundle", "tiny_bundle"]
+__all__ = ["tiny_bundle"]
 
 
 @pytest.fixture
@@ -22,3 +22,11 @@ def bench(tiny_bundle: Path) -> Callable[..., int]:
             return int(stop.code or 0)
 
     return run
+
+
+@pytest.fixture
+def own_story(tmp_path: Path) -> Path:
+    """A story of two scenes in the words of the tiny bundle, own.toml in the test's folder."""
+    path = tmp_path / "own.toml"
+    path.write_text('[[scene]]\nat = 0\nprompt = "red sky"\n[[scene]]\nat = 9\nprompt = "blue sea"\n')
+    return path

@@ -12,9 +12,7 @@ from nuwaxl.engine import Clip, Story
 FONT = ImageFont.load_default(13)
 
 
-def make_sheet(
-    frames: int, story: Story, height: int = 64, width: int = 64, clip_length: int = 7
-) -> ContactSheet:
+def make_sheet(frames: int, story: Story, height: int = 64, width: int = 64, clip_length: int = 7) -> ContactSheet:
     """A sheet of a video whose frame n has the colour (n % 256, n // 256, 77)."""
     sheet = ContactSheet(story, frames=frames, height=height, width=width)
     for first in range(0, frames, clip_length):
@@ -59,7 +57,7 @@ def test_frames_are_enlarged_by_whole_pixels() -> None:
 
 
 def test_number_and_prompt_are_written_under_each_frame() -> None:
-    def captions(story: Story, first: int) -> list[bytes]:
+    def captions(story: Story) -> list[bytes]:
         """Pixels of the number and of the prompt under each of two frames."""
         sheet = ContactSheet(story, frames=2, height=64, width=64)
         sheet.add(Clip(0, np.zeros((2, 64, 64, 3), np.uint8)))
@@ -71,10 +69,10 @@ def test_number_and_prompt_are_written_under_each_frame() -> None:
             for line in (0, 1)
         ]
 
-    number_0, same_0, number_1, same_1 = captions(Story([(0, "one prompt")]), 0)
+    number_0, same_0, number_1, same_1 = captions(Story([(0, "one prompt")]))
     assert number_0 != number_1
     assert same_0 == same_1
-    _, first, _, second = captions(Story([(0, "one prompt"), (1, "two prompts")]), 0)
+    _, first, _, second = captions(Story([(0, "one prompt"), (1, "two prompts")]))
     assert first == same_0
     assert second != first
     assert all(len(set(part)) > 10 for part in (number_0, number_1, first, second))  # ink, not blank paper

@@ -106,9 +106,7 @@ def test_a_wrong_manifest_says_what_is_wrong(own_bundle: Path, changes: dict[str
 
 def graphs_of(bundle: Path) -> dict[str, dict[str, list[dict[str, object]]]]:
     """The graphs in the manifest, to be changed."""
-    graphs: dict[str, dict[str, list[dict[str, object]]]] = json.loads(
-        (bundle / "manifest.json").read_text()
-    )["graphs"]
+    graphs: dict[str, dict[str, list[dict[str, object]]]] = json.loads((bundle / "manifest.json").read_text())["graphs"]
     return graphs
 
 

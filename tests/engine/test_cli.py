@@ -29,9 +29,7 @@ def frames_in(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-@pytest.mark.parametrize(
-    "options", [[], ["--devices", "cpu:2", "--steps", 3, "--policy", "level", "--seed", 9]]
-)
+@pytest.mark.parametrize("options", [[], ["--devices", "cpu:2", "--steps", 3, "--policy", "level", "--seed", 9]])
 def test_a_story_becomes_an_mp4_file(
     tiny_bundle: Path,
     story_file: Path,
@@ -162,9 +160,7 @@ def test_a_prompt_that_is_cut_is_a_one_line_warning(
     assert error.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_one_line_status_130_and_no_file(
-    tiny_bundle: Path, story_file: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_ends_with_one_line_status_130_and_no_file(tiny_bundle: Path, story_file: Path, tmp_path: Path) -> None:
     arguments = [
         "--frames",
         "200000",

@@ -51,9 +51,7 @@ def test_the_file_has_the_permissions_of_a_new_file_and_replaces_an_old_one(tmp_
         writer.write(smooth_video(2))
         assert (tmp_path / "out.mp4").read_text() == "old"
     assert len(read_back(tmp_path / "out.mp4")[0]) == 2
-    assert stat.S_IMODE(os.stat(tmp_path / "out.mp4").st_mode) == stat.S_IMODE(
-        os.stat(tmp_path / "other").st_mode
-    )
+    assert stat.S_IMODE(os.stat(tmp_path / "out.mp4").st_mode) == stat.S_IMODE(os.stat(tmp_path / "other").st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out.mp4"]
 
 
@@ -90,9 +88,7 @@ def test_odd_sizes_are_refused(tmp_path: Path) -> None:
         Mp4Writer(tmp_path / "out.mp4", width=47, height=32, fps=16)
 
 
-def test_a_saved_video_has_the_frames_of_the_render_and_counts_the_writing(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_saved_video_has_the_frames_of_the_render_and_counts_the_writing(tiny_bundle: Path, tmp_path: Path) -> None:
     story = Story([(0, "red sky"), (9, "blue sea")], fps=24)
     starts: list[int] = []
     with Engine.open(tiny_bundle, devices="cpu:2") as engine:

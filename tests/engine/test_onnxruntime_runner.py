@@ -30,9 +30,7 @@ def test_steps_carry_the_latents_and_the_history_from_one_to_the_next(runner: On
     x = normal(2, 4, 3, 8, 8)
     noise = normal(2, 4, 3, 8, 8) * 3
     known = np.zeros_like(x)
-    denoising = runner.start(
-        x, normal(2, 4, 3, 2), normal(2, 3, 2), known, np.zeros((2, 4, 1, 8, 8), dtype=np.float32)
-    )
+    denoising = runner.start(x, normal(2, 4, 3, 2), normal(2, 3, 2), known, np.zeros((2, 4, 1, 8, 8), dtype=np.float32))
     np.testing.assert_array_equal(denoising.latents(), x)
 
     def step(*row: float, noise: np.ndarray | None = None) -> np.ndarray:
@@ -89,9 +87,7 @@ def test_a_graph_that_cannot_be_loaded_is_refused(own_bundle: Path) -> None:
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
     """Run code in a new interpreter."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_importing_the_engine_loads_no_runtime_and_no_torch() -> None:

@@ -68,9 +68,7 @@ def test_the_video_is_what_the_papers_recursion_gives(
         devices="cpu:2",
         max_batch=4,
     )
-    expected = reference(
-        tiny_bundle, tiny_model, frames, seed=3, guidance=1.5, negative="blurry", depth=depth
-    )
+    expected = reference(tiny_bundle, tiny_model, frames, seed=3, guidance=1.5, negative="blurry", depth=depth)
     assert found.shape == (frames, 16, 16, 3)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -208,9 +206,7 @@ def test_progress_rises_to_the_total_of_every_phase(tiny_bundle: Path) -> None:
         ({"frames": 5, "negative_prompt": None}, "negative_prompt"),
     ],
 )
-def test_bad_arguments_are_refused_before_any_work(
-    tiny_bundle: Path, options: dict[str, Any], said: str
-) -> None:
+def test_bad_arguments_are_refused_before_any_work(tiny_bundle: Path, options: dict[str, Any], said: str) -> None:
     with Engine.open(tiny_bundle) as engine, pytest.raises(InputError) as caught:
         engine.render(STORY, **options)
     assert said in str(caught.value)

@@ -77,7 +77,7 @@ def test_leaving_the_iteration_stops_the_workers_within_a_step(hooked_engine: Ca
 
     engine = hooked_engine(before_step=slow_step)
     with pytest.raises(EOFError):
-        for _ in engine.render(STORY, frames=400, steps=50, max_batch=1, progress=leave):
+        for _ in engine.render(STORY, frames=400, steps=100, max_batch=1, progress=leave):
             pass
     at_return = steps
     assert worker_threads() == []
@@ -102,7 +102,7 @@ def test_ctrl_c_while_waiting_stops_and_joins(hooked_engine: Callable[..., Engin
     with pytest.raises(KeyboardInterrupt):
         for _ in engine.render(STORY, frames=1000, steps=50):
             pass
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 30
     assert worker_threads() == []
 
 
@@ -146,9 +146,7 @@ def test_a_failing_decoder_is_an_error_after_the_clips_before_it(
 def test_latents_that_are_not_finite_are_an_error(
     hooked_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        OnnxRuntimeDenoising, "latents", lambda self: np.full((1, 4, 3, 8, 8), np.nan, np.float32)
-    )
+    monkeypatch.setattr(OnnxRuntimeDenoising, "latents", lambda self: np.full((1, 4, 3, 8, 8), np.nan, np.float32))
     with pytest.raises(RenderError, match="finite latents"):
         list(hooked_engine().render(STORY, frames=3))
 

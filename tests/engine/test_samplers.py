@@ -11,9 +11,7 @@ from nuwaxl.engine.bundle_schema import Diffusion
 from nuwaxl.engine.samplers import SamplerTable, alphas_cumprod, sampler_table, spaced_timesteps
 from nuwaxl.errors import InputError
 
-DIFFUSION = Diffusion(
-    train_steps=1000, schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="eps"
-)
+DIFFUSION = Diffusion(train_steps=1000, schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="eps")
 SCHEDULES: list[Literal["scaled_linear", "linear", "cosine"]] = ["scaled_linear", "linear", "cosine"]
 Float64 = NDArray[np.float64]
 

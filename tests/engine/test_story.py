@@ -81,9 +81,7 @@ def test_the_prompt_of_a_frame_is_that_of_the_last_scene_that_began(starts: set[
         ("seed = -1\n" + SCENE, "seed"),
     ],
 )
-def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, text)
     message = str(caught.value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
+from nuwaxl.train.distributed import Share
 from nuwaxl.train.loop import TrainingError, train
 from nuwaxl.train.run import RunConfig
 
@@ -25,7 +26,9 @@ class Regression:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.modules["line"].parameters())
 
-    def loss(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, rng: np.random.Generator, generator: torch.Generator, share: Share
+    ) -> tuple[Tensor, dict[str, float]]:
         x = torch.from_numpy(rng.normal(size=(32, 1)).astype(np.float32))
         y = 3 * x - 1 + 0.01 * torch.randn(32, 1, generator=generator)
         loss = (self.modules["line"](x) - y).square().mean()
@@ -66,10 +69,12 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_pa
     stopped = Regression()
     original = stopped.loss
 
-    def interrupted(rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def interrupted(
+        rng: np.random.Generator, generator: torch.Generator, share: Share
+    ) -> tuple[Tensor, dict[str, float]]:
         if stopped.calls == 33:
             raise KeyboardInterrupt
-        return original(rng, generator)
+        return original(rng, generator, share)
 
     stopped.loss = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
