@@ -1,5 +1,6 @@
 """The contact sheet: frames spread evenly over the video, with number and prompt under each."""
 
+from bisect import bisect_right
 from io import BytesIO
 
 import numpy as np
@@ -59,7 +60,7 @@ class ContactSheet:
             y = GAP + place // COLUMNS * (row + GAP)
             picture = Image.fromarray(self._shown[number])
             sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
-            for line, text in enumerate((str(number), *caption)):
+            for line, text in enumerate((f"frame {number}", *caption)):
                 color = _FAINT if line == 0 else _INK
                 draw.text((x, y + height + 4 + line * LINE), text, fill=color, font=font)
         return sheet
@@ -67,7 +68,7 @@ class ContactSheet:
     def png(self) -> bytes:
         """The sheet as a PNG file."""
         file = BytesIO()
-        self.image().save(file, "PNG", optimize=True)
+        self.image().save(file, "PNG")
         return file.getvalue()
 
 
@@ -89,5 +90,5 @@ def _cut(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
     """The line, shortened to `width` pixels."""
     if font.getlength(line) <= width:
         return line
-    end = next(n for n in range(len(line), -1, -1) if font.getlength(f"{line[:n]}...") <= width)
-    return f"{line[:end]}..."
+    end = bisect_right(range(len(line)), float(width), key=lambda n: font.getlength(f"{line[:n]}..."))
+    return f"{line[: end - 1]}..."

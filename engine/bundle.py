@@ -44,8 +44,8 @@ class Bundle:
             InputError: not a bundle, a newer format version, a missing file, or a changed byte.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            found = "a file" if folder.exists() else "nothing there"
+        if not os.path.isdir(folder):  # unlike Path.is_dir, never raises, whatever the name
+            found = "a file" if os.path.exists(folder) else "nothing there"
             raise InputError(expected=f"a bundle directory at {folder}", found=found, fix=_EXPORT_HINT)
         manifest_path = folder / MANIFEST_FILE
         try:

@@ -24,9 +24,9 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.suffix.lower() != ".mp4":
         raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
-    if file.is_dir():
+    if os.path.isdir(file):  # unlike Path.is_dir, never raises, whatever the name
         raise InputError(expected=f"a file to write at {file}", found="a directory", fix="give another name")
-    if not file.parent.is_dir():
+    if not os.path.isdir(file.parent):
         raise InputError(
             expected=f"an existing folder {file.parent} to write {file.name} in",
             found="none",

@@ -97,3 +97,23 @@ def load_training(
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"])
+
+
+def pack(model: Path, out: Path) -> int:
+    """Copy a model directory with its weights in float16, for keeping; returns the bytes written.
+
+    Raises InputError if `model` is none, or `out` is there already.
+    """
+    if not (model / "config.json").is_file():
+        raise InputError(
+            expected=f"a model directory at {model}", found="no config.json", fix="name OUT/model of a run"
+        )
+    if out.exists():
+        raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
+    out.mkdir(parents=True)
+    for path in sorted(model.iterdir()):
+        if path.suffix == ".safetensors":
+            save_weights({name: tensor.half() for name, tensor in load_weights(path).items()}, out / path.name)
+        else:
+            shutil.copyfile(path, out / path.name)
+    return sum(path.stat().st_size for path in out.iterdir())

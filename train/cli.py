@@ -16,9 +16,12 @@ Train the networks of NUWA-XL on a folder of long, captioned videos.
 
 A full run, from nothing to weights that nuwaxl-export takes:
   nuwaxl-train data cartoon out/cartoons --episodes 96
-  nuwaxl-train tklvae train/demo/klvae.toml      the image autoencoder
-  nuwaxl-train tklvae train/demo/tklvae.toml     its temporal layers
-  nuwaxl-train mtd    train/demo/mtd.toml        the diffusion; writes OUT/model/
+  nuwaxl-train tklvae train/demo/klvae.toml        the image autoencoder
+  nuwaxl-train tklvae train/demo/klvae_sharp.toml  its second stage
+  nuwaxl-train tklvae train/demo/tklvae.toml       its temporal layers
+  nuwaxl-train mtd    train/demo/mtd.toml          the diffusion; writes OUT/model/
+
+Where torchrun starts it, every process takes its share of each batch.
 """
 
 
@@ -49,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     curve.add_argument("log", type=Path, metavar="LOG.jsonl")
     curve.add_argument("out", type=Path, metavar="OUT.png")
     curve.add_argument("--figures", nargs="+", default=["loss"], metavar="NAME", help="names in the log, default loss")
+
+    pack = commands.add_parser("pack", help="copy a model directory with its weights in float16")
+    pack.add_argument("model", type=Path, metavar="MODEL_DIR")
+    pack.add_argument("out", type=Path, metavar="OUT_DIR")
     return parser
 
 
@@ -88,7 +95,13 @@ def _curve(arguments: argparse.Namespace) -> None:
     print(arguments.out)
 
 
+def _pack(arguments: argparse.Namespace) -> None:
+    from nuwaxl.train.checkpoint import pack
+
+    print(f"{arguments.out}: {pack(arguments.model, arguments.out) / 2**20:.1f} MiB")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"data": _cartoon, "curve": _curve, "tklvae": _train, "mtd": _train}
+    commands = {"data": _cartoon, "curve": _curve, "pack": _pack, "tklvae": _train, "mtd": _train}
     return run("nuwaxl-train", lambda: commands[arguments.command](arguments))

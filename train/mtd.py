@@ -80,6 +80,7 @@ class MTDTask:
             checkpoint.load_into(self.text, Path(self.training.init) / "text.safetensors")
         self.mtd.to(self.device, memory_format=torch.channels_last)
         self.text.to(self.device)
+        self.network = torch.compile(self.mtd) if run.compile else self.mtd
         self.forward_process = ForwardProcess(self.config.diffusion, self.device)
         self.modules: dict[str, nn.Module] = {"mtd": self.mtd, "text": self.text}
 
@@ -118,7 +119,7 @@ class MTDTask:
         timestep = share.of(torch.randint(train_steps, (count,), generator=generator, device=self.device))
         noise = share.of(torch.randn((count, *x_0.shape[1:]), generator=generator, device=self.device))
         x_t, target = self.forward_process(x_0, noise, timestep)
-        prediction = self.mtd(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
+        prediction = self.network(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
         errors = (prediction - target).square().mean(dim=(1, 2, 3, 4))
         figures = {"loss": errors.mean().item()}
         for depth in sorted({segment.depth for segment in segments}):

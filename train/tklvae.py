@@ -96,7 +96,9 @@ class TKLVAETask:
     def _calibrate(self, network: TKLVAE) -> None:
         """Measure mean and deviation of each latent channel, so that the diffusion sees standardised latents."""
         rng = np.random.default_rng(self.run.seed)
-        means = torch.cat([network.moments(self.batch(rng, Share()))[0] for _ in range(self.training.calibration_batches)])
+        means = torch.cat(
+            [network.moments(self.batch(rng, Share()))[0] for _ in range(self.training.calibration_batches)]
+        )
         network.latent_shift.copy_(means.mean(dim=(0, 1, 3, 4)))
         network.latent_scale.copy_(1.0 / means.std(dim=(0, 1, 3, 4)))
 

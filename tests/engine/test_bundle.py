@@ -145,3 +145,8 @@ def test_write_manifest_refuses_to_describe_a_file_that_is_not_there(own_bundle:
             sampler=manifest.sampler,
             graphs=manifest.graphs,
         )
+
+
+def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a bundle directory"):
+        Bundle.open(tmp_path / ("a" * 300))

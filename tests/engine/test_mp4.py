@@ -113,3 +113,8 @@ def test_a_bad_path_is_refused_before_the_render_begins(tiny_bundle: Path, tmp_p
         with pytest.raises(InputError, match="existing folder"):
             video.save(tmp_path / "absent" / "out.mp4")
     assert progressed == []
+
+
+def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"):
+        check_output(tmp_path / ("a" * 300 + ".mp4"))

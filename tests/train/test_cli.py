@@ -117,6 +117,19 @@ def test_mtd_resumed_from_its_checkpoint_is_bit_equal(trained: Path, tmp_path: P
     assert (tmp_path / "model" / "mtd.safetensors").read_bytes() == whole
 
 
+def test_packing_halves_the_weights_and_keeps_their_values(trained: Path, tmp_path: Path) -> None:
+    model = trained / "mtd" / "model"
+    assert main(["pack", str(model), str(tmp_path / "packed")]) == 0
+    assert sorted(p.name for p in (tmp_path / "packed").iterdir()) == sorted(p.name for p in model.iterdir())
+    packed, full = (checkpoint.load_weights(folder / "mtd.safetensors") for folder in (tmp_path / "packed", model))
+    for name, tensor in full.items():
+        torch.testing.assert_close(packed[name], tensor, rtol=1e-3, atol=1e-6)
+    sizes = [(folder / "mtd.safetensors").stat().st_size for folder in (tmp_path / "packed", model)]
+    assert sizes[0] < 0.7 * sizes[1]  # the names in the header count at this tiny size
+    assert main(["pack", str(model), str(tmp_path / "packed")]) == 2
+    assert main(["pack", str(tmp_path), str(tmp_path / "more")]) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

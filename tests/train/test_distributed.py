@@ -63,7 +63,7 @@ def test_two_processes_equal_one(cartoons: Path, tmp_path: Path) -> None:
 def test_shares_cover_the_batch_once() -> None:
     batch = list(range(6))
     parts = [list(Share(rank, 3).of(batch)) for rank in range(3)]
-    assert sorted(sum(parts, [])) == batch
+    assert sorted(number for part in parts for number in part) == batch
     assert {len(part) for part in parts} == {2}
 
 
