@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nuwaxl.export.denoiser import GuidedDenoiser, PromptState, prompt_state
 from nuwaxl.train.networks.injection import Injection
-from nuwaxl.train.networks.mtd import MTD, Prepared
+from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 
@@ -58,22 +59,21 @@ class PrepareGraph(nn.Module):
 
     def forward(self, prompt: Tensor, negative: Tensor, condition: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         length = self.mtd.config.length
-        wanted = self.mtd.prepare(prompt, condition, mask)
-        unwanted = self.mtd.prompt_keys_values(negative)
-        state = [tensor for injection in wanted.injections for tensor in injection] + wanted.keys_values
+        injections = self.mtd.injection(condition, mask)
+        attentions = [layer.attention for layer, _ in self.mtd._layers() if layer.attention is not None]
+        prompts = [prompt_state(layer.transformer_blocks[0].attn2, prompt, negative) for layer in attentions]
+        fused = [tensor for injection in injections for tensor in injection]
         return (
-            *(tensor.reshape(-1, length, *tensor.shape[1:]) for tensor in state),
-            *(tensor[:, None] for tensor in unwanted),
+            *(tensor.reshape(-1, length, *tensor.shape[1:]) for tensor in fused),
+            *(tensor for state in prompts for tensor in state),
         )
 
     def state_names(self) -> list[str]:
         """Names of the outputs, in order."""
-        injections = len(self.mtd.injection.levels)
-        layers = len(self.mtd.prompt_keys_values(torch.zeros(1, 1, self.mtd.config.prompt_dim)))
+        layers = sum(layer.attention is not None for layer, _ in self.mtd._layers())
         return [
-            *(f"{part}_{i}" for i in range(injections) for part in ("scale", "shift")),
-            *(f"prompt_{i}" for i in range(layers)),
-            *(f"negative_{i}" for i in range(layers)),
+            *(f"{part}_{i}" for i in range(len(self.mtd.injection.levels)) for part in Injection._fields),
+            *(f"{part}_{i}" for i in range(layers) for part in PromptState._fields),
         ]
 
 
@@ -88,6 +88,7 @@ class StepGraph(nn.Module):
     def __init__(self, mtd: MTD) -> None:
         super().__init__()
         self.mtd = mtd
+        self.denoise = GuidedDenoiser(mtd)
         self.injections = len(mtd.injection.levels)
 
     def forward(
@@ -100,19 +101,14 @@ class StepGraph(nn.Module):
         guidance: Tensor,
         *state: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        length = self.mtd.config.length
         fused, prompts = state[: 2 * self.injections], state[2 * self.injections :]
-        layers = len(prompts) // 2
-        twice = [torch.cat([tensor, tensor]).flatten(0, 1) for tensor in fused]
-        keys_values = [
-            torch.cat([wanted, unwanted.expand(-1, length, -1, -1)]).flatten(0, 1)
-            for wanted, unwanted in zip(prompts[:layers], prompts[layers:], strict=True)
-        ]
-        injections = [Injection(*pair) for pair in zip(twice[::2], twice[1::2], strict=True)]
-        prediction = self.mtd.denoise(
-            torch.cat([x, x]), torch.cat([timestep, timestep]), Prepared(injections, keys_values)
+        size = len(PromptState._fields)
+        cond, uncond = self.denoise(
+            x,
+            timestep,
+            list(zip(fused[::2], fused[1::2], strict=True)),
+            [PromptState(*prompts[i : i + size]) for i in range(0, len(prompts), size)],
         )
-        cond, uncond = prediction.reshape(2, -1, *x.shape[1:]).unbind(0)
         return update(x, history, noise, cond, uncond, coefficients, guidance)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 OPSET = 20
 BATCH = "batch"
+_WORTH_HALVING = 256  # values; below, the cast node is longer than what it saves
 
 
 def to_onnx(
@@ -41,6 +44,7 @@ def to_onnx(
     assert program is not None
     model = program.model_proto
     _strip(model)
+    _halve(model.graph)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -66,6 +70,34 @@ def _strip(model: onnx.ModelProto) -> None:
         item.doc_string = ""
         del item.metadata_props[:]
     graph.name = "nuwaxl"
+    # Shapes between the ends are inferred again by whoever reads the graph; the exporter's symbols are its own.
+    del graph.value_info[:]
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = BATCH
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    """Store weights that are float16 values as float16, and cast them where the graph begins: nothing is rounded.
+
+    Weights trained or published in float16 are such values. A runtime folds the casts when it loads the graph.
+    """
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) < _WORTH_HALVING:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.float16"))
+        casts.append(
+            onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+        )
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextmanager

@@ -24,15 +24,16 @@ from nuwaxl.train.run import RunConfig
 class TKLVAETraining:
     """[training]: `frames` consecutive frames a sample (1 trains the image KLVAE), `init` weights to start from.
 
-    `trainable` "temporal" leaves the pretrained spatial layers as they are. `kl_weight` weighs the KL term, in nats
-    a latent value, against the mean L1 a pixel value; `gradient_weight` that of the L1 between the pictures' finite
+    `trainable` "temporal" leaves the pretrained spatial layers as they are; "decoder" leaves the encoder and the
+    latents' standardisation, so that an MTD trained on these latents stays valid. `kl_weight` weighs the KL term, in
+    nats a latent value, against the mean L1 a pixel value; `gradient_weight` the L1 between the pictures' finite
     differences (Mathieu et al. 2016), which keeps edges sharp. `calibration_batches` batches measure latent_shift
     and latent_scale.
     """
 
     frames: int = 16
     init: str = ""
-    trainable: Literal["all", "temporal"] = "all"
+    trainable: Literal["all", "temporal", "decoder"] = "all"
     kl_weight: float = 1e-6
     gradient_weight: float = 0.0
     calibration_batches: int = 16
@@ -52,12 +53,16 @@ class TKLVAETask:
         self.modules: dict[str, nn.Module] = {"tklvae": self.network}
 
     def parameters(self) -> list[nn.Parameter]:
-        if self.training.trainable == "temporal":
-            self.network.requires_grad_(False)
-            for parameter in self.network.temporal_parameters():
-                parameter.requires_grad_(True)
-            return self.network.temporal_parameters()
-        return list(self.network.parameters())
+        network = self.network
+        chosen = {
+            "all": list(network.parameters()),
+            "temporal": network.temporal_parameters(),
+            "decoder": [*network.decoder.parameters(), *network.post_quant_conv.parameters()],
+        }[self.training.trainable]
+        network.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
 
     def batch(self, rng: np.random.Generator, share: Share) -> Tensor:
         """This process's windows of consecutive frames, (b, L, C, H, W) in [-1, 1]."""
@@ -89,7 +94,8 @@ class TKLVAETask:
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
         network = TKLVAE(self.config)
         network.load_state_dict(weights["tklvae"])
-        self._calibrate(network.to(self.device))
+        if self.training.trainable != "decoder":
+            self._calibrate(network.to(self.device))
         checkpoint.save_weights(network.state_dict(), folder / "tklvae.safetensors")
 
     @torch.no_grad()

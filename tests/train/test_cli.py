@@ -107,6 +107,19 @@ def test_training_temporal_layers_leaves_the_spatial_ones_as_they_were(trained: 
     assert not torch.equal(convolution, torch.nn.init.dirac_(torch.empty_like(convolution)))
 
 
+def test_training_the_decoder_leaves_the_latents_as_they_were(trained: Path, cartoons: Path, tmp_path: Path) -> None:
+    before = trained / "tklvae" / "model" / "tklvae.safetensors"
+    config = run_table(cartoons, tmp_path / "out", 2)
+    config += f'[training]\nframes = 5\ncalibration_batches = 1\ntrainable = "decoder"\ninit = "{before}"\n'
+    (tmp_path / "decoder.toml").write_text(config + TKLVAE_TABLE.format(temporal="identity"))
+    assert main(["tklvae", str(tmp_path / "decoder.toml")]) == 0
+    start = checkpoint.load_weights(before)
+    after = checkpoint.load_weights(tmp_path / "out" / "model" / "tklvae.safetensors")
+    changed = {name for name, tensor in start.items() if not torch.equal(after[name], tensor)}
+    assert changed
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+
+
 def test_mtd_resumed_from_its_checkpoint_is_bit_equal(trained: Path, tmp_path: Path) -> None:
     config = str(trained / "mtd.toml")
     assert main(["mtd", config, "--out", str(tmp_path), "--steps", "4"]) == 0

@@ -1,0 +1,235 @@
+"""MTD as the step graph runs it: the guided pair in one pass, laid out for an inference runtime.
+
+The answer is `train.networks.mtd.MTD`'s for the prompt and for the negative prompt, from the same parameters. What
+differs is the order of the work:
+
+- Both branches see the same x and condition, so up to the first prompt attention the work is done once.
+- The condition's scales and shifts are the same in both branches, and the negative prompt's keys are the same for
+  every frame: they are broadcast, not copied.
+- From a layer's injection to its end the activations are tokens (.., h*w, c): spatial and temporal attention share
+  one transposition in and one out, and every projection is one matrix product over all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nuwaxl.train.networks.mtd import MTD, _Layer
+from nuwaxl.train.networks.spatial import Attention, FeedForward, ResnetBlock, SpatialTransformer
+from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
+
+
+class PromptState(NamedTuple):
+    """Keys and values of one prompt cross-attention, split into heads, for the prompt and the negative prompt.
+
+    Keys are transposed and hold the attention's 1 / sqrt(d).
+    """
+
+    key: Tensor  # (b, L, heads, d, l_p)
+    value: Tensor  # (b, L, heads, l_p, d)
+    negative_key: Tensor  # (b, heads, d, l_p)
+    negative_value: Tensor  # (b, heads, l_p, d)
+
+
+class Branches(NamedTuple):
+    """Activations of `count` branches, (count * b * L, c, h, w): 1 while both are the same, then 2."""
+
+    h: Tensor
+    count: int
+
+
+def prompt_state(attention: Attention, prompt: Tensor, negative: Tensor) -> PromptState:
+    """prompt (b, L, l_p, d_p), negative (b, l_p, d_p)."""
+    key, value = (_heads(layer(prompt), attention.heads) for layer in (attention.to_k, attention.to_v))
+    negative_key, negative_value = (
+        _heads(layer(negative), attention.heads) for layer in (attention.to_k, attention.to_v)
+    )
+    scale = value.shape[-1] ** -0.5
+    return PromptState(
+        key.transpose(-1, -2) * scale, value, negative_key.transpose(-1, -2) * scale, negative_value
+    )
+
+
+class GuidedDenoiser:
+    """Runs an MTD on x for the prompt and for the negative prompt."""
+
+    def __init__(self, mtd: MTD) -> None:
+        self.mtd = mtd
+        self.length = mtd.config.length
+
+    def __call__(
+        self, x: Tensor, timestep: Tensor, injections: Sequence[tuple[Tensor, Tensor]], prompts: Sequence[PromptState]
+    ) -> tuple[Tensor, Tensor]:
+        """x (b, L, c, h, w), timestep (b,), scale and shift (b, L, c, h, w) of every injecting layer, prompt state of
+        every layer with attention -> the predictions cond and uncond, each of x's shape."""
+        mtd = self.mtd
+        embedding = F.silu(mtd.time_embedding(timestep))
+        injected = iter(injections)
+        prompted = iter(prompts)
+        injects = iter([injecting for _, injecting in mtd._layers()])
+
+        def run(layer: _Layer, branches: Branches) -> Branches:
+            injection = next(injected) if next(injects) else None
+            return self._layer(
+                layer, branches, embedding, injection, next(prompted) if layer.attention is not None else None
+            )
+
+        branches = Branches(mtd.conv_in(x.flatten(0, 1)), 1)
+        skips = [branches]
+        for block in mtd.down_blocks:
+            for layer in block.layers:
+                branches = run(layer, branches)
+                skips.append(branches)
+            if block.resample is not None:
+                branches = Branches(block.resample(branches.h), branches.count)
+                skips.append(branches)
+
+        branches = run(mtd.mid_layer, branches)
+        h = self._resnet(mtd.mid_resnet, branches, embedding)
+        branches = Branches(self._temporal_conv(mtd.mid_temporal_conv, h), branches.count)
+
+        for block in mtd.up_blocks:
+            for layer in block.layers:
+                joined = torch.cat([branches.h, _both(skips.pop())], dim=1)  # eq. 6
+                branches = run(layer, Branches(joined, branches.count))
+            if block.resample is not None:
+                branches = Branches(block.resample(branches.h), branches.count)
+
+        h = mtd.conv_out(F.silu(mtd.conv_norm_out(branches.h)))
+        cond, uncond = h.reshape(2, -1, *x.shape[1:]).unbind(0)
+        return cond, uncond
+
+    def _layer(
+        self,
+        layer: _Layer,
+        branches: Branches,
+        embedding: Tensor,
+        injection: tuple[Tensor, Tensor] | None,
+        prompt: PromptState | None,
+    ) -> Branches:
+        """Spatial conv, temporal conv, injection, SA, PA, feed-forward, TA."""
+        h = self._temporal_conv(layer.temporal_conv, self._resnet(layer.resnet, branches, embedding))
+        if injection is not None:
+            scale, shift = injection
+            shape = h.shape
+            h = h.reshape(branches.count, -1, *shape[1:]) * scale.flatten(0, 1) + shift.flatten(0, 1)
+            h = h.reshape(shape)
+        if prompt is None or layer.attention is None or layer.temporal_attention is None:
+            return Branches(h, branches.count)
+        channels, height, width = h.shape[1:]
+        tokens = self._spatial(layer.attention, h, prompt, branches.count)
+        tokens = self._temporal(layer.temporal_attention, tokens)
+        return Branches(tokens.transpose(1, 2).reshape(-1, channels, height, width), 2)
+
+    def _resnet(self, block: ResnetBlock, branches: Branches, embedding: Tensor) -> Tensor:
+        """As ResnetBlock.forward; `embedding` (b, e) has its SiLU, and is projected once a segment, not a frame."""
+        x = branches.h
+        h = block.conv1(F.silu(block.norm1(x)))
+        assert block.time_emb_proj is not None
+        added = block.time_emb_proj(embedding)[None, :, None].expand(branches.count, -1, self.length, -1)
+        h = h + added.reshape(-1, h.shape[1], 1, 1)
+        h = block.conv2(F.silu(block.norm2(h)))
+        return h + (x if block.conv_shortcut is None else block.conv_shortcut(x))
+
+    def _temporal_conv(self, conv: TemporalConv, x: Tensor) -> Tensor:
+        """As TemporalConv.forward; the shifted frames come from one gather."""
+        channels, kernel = conv.weight.shape[1], conv.weight.shape[2]
+        height, width = x.shape[2], x.shape[3]
+        frames = x.reshape(-1, self.length, channels * height * width)
+        padded = F.pad(frames, (0, 0, kernel // 2, kernel // 2))
+        windows = torch.arange(self.length)[:, None] + torch.arange(kernel)[None]
+        stacked = padded[:, windows.flatten()].reshape(-1, kernel * channels, height, width)
+        weight = conv.weight.permute(0, 2, 1).reshape(channels, kernel * channels, 1, 1)
+        return F.conv2d(stacked, weight, conv.bias)
+
+    def _spatial(self, transformer: SpatialTransformer, h: Tensor, prompt: PromptState, count: int) -> Tensor:
+        """As SpatialTransformer.forward, h (count*b*L, c, h, w) -> tokens (2*b*L, h*w, c)."""
+        block = transformer.transformer_blocks[0]
+        channels = h.shape[1]
+        x = h.flatten(2).transpose(1, 2)
+        tokens = transformer.norm(h).flatten(2).transpose(1, 2)
+        tokens = _linear(tokens, transformer.proj_in.weight.flatten(1), transformer.proj_in.bias)
+        normed = block.norm1(tokens)
+        attention = block.attn1
+        query, key, value = (
+            _heads(_linear(normed, layer.weight, None), attention.heads)
+            for layer in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        mixed = _attend(query, key.transpose(-1, -2) * value.shape[-1] ** -0.5, value)
+        tokens = tokens + _linear(_merge(mixed), attention.to_out[0].weight, attention.to_out[0].bias)
+        tokens = self._prompt(block.attn2, tokens, block.norm2(tokens), prompt, count)
+        tokens = tokens + _feed_forward(block.ff, block.norm3(tokens))
+        out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
+        pixels = x.shape[1]
+        return (out.reshape(2, -1, pixels, channels) + x.reshape(count, -1, pixels, channels)).flatten(0, 1)
+
+    def _prompt(
+        self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int
+    ) -> Tensor:
+        """tokens (count*b*L, h*w, c) -> tokens with PA to the prompt and to the negative prompt (2*b*L, h*w, c)."""
+        pixels, channels = tokens.shape[1:]
+        heads, dim = attention.heads, channels // attention.heads
+        query = _linear(normed, attention.to_q.weight, None).reshape(
+            count, -1, self.length, pixels, heads, dim
+        )
+        cond = _attend(query[0].permute(0, 1, 3, 2, 4), prompt.key, prompt.value)
+        cond = cond.permute(0, 1, 3, 2, 4).reshape(-1, pixels, channels)
+        # One negative prompt a segment: the tokens of all of its frames attend to it as one sequence.
+        queries = query[count - 1].permute(0, 3, 1, 2, 4).reshape(-1, heads, self.length * pixels, dim)
+        uncond = _attend(queries, prompt.negative_key, prompt.negative_value)
+        uncond = uncond.permute(0, 2, 1, 3).reshape(-1, pixels, channels)
+        out = _linear(torch.cat([cond, uncond]), attention.to_out[0].weight, attention.to_out[0].bias)
+        sum_of = tokens.reshape(count, -1, pixels, channels) + out.reshape(2, -1, pixels, channels)
+        return sum_of.flatten(0, 1)
+
+    def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
+        """As TemporalAttention.forward on tokens (n*L, h*w, c)."""
+        pixels, channels = x.shape[1:]
+        heads, dim = attention.heads, channels // attention.heads
+        normed = attention.norm(x)
+        query, key, value = (
+            _linear(normed, weight, None)
+            .reshape(-1, self.length, pixels, heads, dim)
+            .permute(0, 2, 3, 1, 4)  # (n, h*w, heads, L, d)
+            for weight in attention.to_qkv.weight.chunk(3)
+        )
+        mixed = _attend(query, key.transpose(-1, -2) * dim**-0.5, value)
+        mixed = mixed.permute(0, 3, 1, 2, 4).reshape(-1, pixels, channels)
+        return x + _linear(mixed, attention.to_out.weight, attention.to_out.bias)
+
+
+def _both(branches: Branches) -> Tensor:
+    return branches.h if branches.count == 2 else torch.cat([branches.h, branches.h])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product over all tokens, with its bias inside."""
+    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
+
+
+def _feed_forward(ff: FeedForward, x: Tensor) -> Tensor:
+    """GEGLU with its two halves as two products, so that no activation is split."""
+    projection = ff.net[0].proj
+    (w_hidden, w_gate), (b_hidden, b_gate) = projection.weight.chunk(2), projection.bias.chunk(2)
+    hidden = _linear(x, w_hidden, b_hidden) * F.gelu(_linear(x, w_gate, b_gate))
+    return _linear(hidden, ff.net[2].weight, ff.net[2].bias)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(.., n, c) -> (.., heads, n, d)"""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-2, -3)
+
+
+def _merge(x: Tensor) -> Tensor:
+    """(.., heads, n, d) -> (.., n, c)"""
+    return x.transpose(-2, -3).flatten(-2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """query (.., n, d), key (.., d, k) scaled, value (.., k, d)"""
+    return torch.softmax(query @ key, dim=-1) @ value
