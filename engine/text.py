@@ -29,13 +29,15 @@ class PromptTokenizer:
         self._prompt_tokens = prompt_tokens
 
     def __call__(self, prompts: list[str]) -> NDArray[np.int64]:
-        """Tokens of prompts, (n, l_p). A prompt that is too long is cut, with a warning."""
-        for prompt in prompts:
-            count = len(self._uncut.encode(prompt).ids)
-            if count > self._prompt_tokens:
-                warnings.warn(
-                    f"prompt cut to {self._prompt_tokens} of its {count} tokens: {prompt!r}",
-                    UserWarning,
-                    stacklevel=2,
-                )
+        """Tokens of prompts, (n, l_p). Prompts that are too long are cut, with one warning for all."""
+        counts = [len(encoding.ids) for encoding in self._uncut.encode_batch(prompts)]
+        cut = [(prompt, n) for prompt, n in zip(prompts, counts, strict=True) if n > self._prompt_tokens]
+        if cut:
+            prompt, count = cut[0]
+            others = f", and {len(cut) - 1} other prompts as well" if len(cut) > 1 else ""
+            warnings.warn(
+                f"prompt cut to {self._prompt_tokens} of its {count} tokens: {prompt!r}{others}",
+                UserWarning,
+                stacklevel=2,
+            )
         return np.array([encoding.ids for encoding in self._tokenizer.encode_batch(prompts)], dtype=np.int64)

@@ -79,7 +79,7 @@ class GuidedDenoiser:
                 layer, branches, embedding, injection, next(prompted) if layer.attention is not None else None
             )
 
-        branches = Branches(mtd.conv_in(x.flatten(0, 1)), 1)
+        branches = Branches(mtd.conv_in(x.reshape(-1, *x.shape[2:])), 1)
         skips = [branches]
         for block in mtd.down_blocks:
             for layer in block.layers:
@@ -115,10 +115,8 @@ class GuidedDenoiser:
         """Spatial conv, temporal conv, injection, SA, PA, feed-forward, TA."""
         h = self._temporal_conv(layer.temporal_conv, self._resnet(layer.resnet, branches, embedding))
         if injection is not None:
-            scale, shift = injection
-            shape = h.shape
-            h = h.reshape(branches.count, -1, *shape[1:]) * scale.flatten(0, 1) + shift.flatten(0, 1)
-            h = h.reshape(shape)
+            scale, shift = (tensor.reshape(1, -1, *h.shape[1:]) for tensor in injection)
+            h = (h.reshape(branches.count, -1, *h.shape[1:]) * scale + shift).reshape(-1, *h.shape[1:])
         if prompt is None or layer.attention is None or layer.temporal_attention is None:
             return Branches(h, branches.count)
         channels, height, width = h.shape[1:]
@@ -131,8 +129,9 @@ class GuidedDenoiser:
         x = branches.h
         h = block.conv1(F.silu(block.norm1(x)))
         assert block.time_emb_proj is not None
-        added = block.time_emb_proj(embedding)[None, :, None].expand(branches.count, -1, self.length, -1)
-        h = h + added.reshape(-1, h.shape[1], 1, 1)
+        shape = h.shape[1:]
+        added = block.time_emb_proj(embedding).reshape(1, -1, 1, shape[0], 1, 1)
+        h = (h.reshape(branches.count, -1, self.length, *shape) + added).reshape(-1, *shape)
         h = block.conv2(F.silu(block.norm2(h)))
         return h + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
@@ -142,8 +141,8 @@ class GuidedDenoiser:
         height, width = x.shape[2], x.shape[3]
         frames = x.reshape(-1, self.length, channels * height * width)
         padded = F.pad(frames, (0, 0, kernel // 2, kernel // 2))
-        windows = torch.arange(self.length)[:, None] + torch.arange(kernel)[None]
-        stacked = padded[:, windows.flatten()].reshape(-1, kernel * channels, height, width)
+        windows = (torch.arange(self.length)[:, None] + torch.arange(kernel)).flatten()
+        stacked = padded.index_select(1, windows).reshape(-1, kernel * channels, height, width)
         weight = conv.weight.permute(0, 2, 1).reshape(channels, kernel * channels, 1, 1)
         return F.conv2d(stacked, weight, conv.bias)
 
@@ -151,8 +150,7 @@ class GuidedDenoiser:
         """As SpatialTransformer.forward, h (count*b*L, c, h, w) -> tokens (2*b*L, h*w, c)."""
         block = transformer.transformer_blocks[0]
         channels = h.shape[1]
-        x = h.flatten(2).transpose(1, 2)
-        tokens = transformer.norm(h).flatten(2).transpose(1, 2)
+        x, tokens = (t.reshape(-1, channels, h.shape[2] * h.shape[3]).mT for t in (h, transformer.norm(h)))
         tokens = _linear(tokens, transformer.proj_in.weight.flatten(1), transformer.proj_in.bias)
         normed = block.norm1(tokens)
         attention = block.attn1
@@ -165,8 +163,7 @@ class GuidedDenoiser:
         tokens = self._prompt(block.attn2, tokens, block.norm2(tokens), prompt, count)
         tokens = tokens + _feed_forward(block.ff, block.norm3(tokens))
         out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
-        pixels = x.shape[1]
-        return (out.reshape(2, -1, pixels, channels) + x.reshape(count, -1, pixels, channels)).flatten(0, 1)
+        return _add(out, 2, x, count)
 
     def _prompt(
         self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int
@@ -184,8 +181,7 @@ class GuidedDenoiser:
         uncond = _attend(queries, prompt.negative_key, prompt.negative_value)
         uncond = uncond.permute(0, 2, 1, 3).reshape(-1, pixels, channels)
         out = _linear(torch.cat([cond, uncond]), attention.to_out[0].weight, attention.to_out[0].bias)
-        sum_of = tokens.reshape(count, -1, pixels, channels) + out.reshape(2, -1, pixels, channels)
-        return sum_of.flatten(0, 1)
+        return _add(out, 2, tokens, count)
 
     def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
         """As TemporalAttention.forward on tokens (n*L, h*w, c)."""
@@ -207,9 +203,15 @@ def _both(branches: Branches) -> Tensor:
     return branches.h if branches.count == 2 else torch.cat([branches.h, branches.h])
 
 
+def _add(x: Tensor, count: int, y: Tensor, count_of_y: int) -> Tensor:
+    """Sum of tokens (count*n, k, c) and (count_of_y*n, k, c), each of 1 or 2 branches."""
+    shape = x.shape[1:]
+    return (x.reshape(count, -1, *shape) + y.reshape(count_of_y, -1, *shape)).reshape(-1, *shape)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One matrix product over all tokens, with its bias inside."""
-    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
+    """x (n, k, c): one matrix product over all tokens, with its bias inside."""
+    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(-1, x.shape[1], weight.shape[0])
 
 
 def _feed_forward(ff: FeedForward, x: Tensor) -> Tensor:
@@ -222,14 +224,14 @@ def _feed_forward(ff: FeedForward, x: Tensor) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(.., n, c) -> (.., heads, n, d)"""
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-2, -3)
+    return x.reshape(-1, *x.shape[1:-1], heads, x.shape[-1] // heads).transpose(-2, -3)
 
 
 def _merge(x: Tensor) -> Tensor:
-    """(.., heads, n, d) -> (.., n, c)"""
-    return x.transpose(-2, -3).flatten(-2)
+    """(n, heads, k, d) -> (n, k, c)"""
+    return x.transpose(1, 2).reshape(-1, x.shape[2], x.shape[1] * x.shape[3])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """query (.., n, d), key (.., d, k) scaled, value (.., k, d)"""
+    """query (.., n, d), key (.., d, k) scaled, value (.., k, d) -> (.., n, d)"""
     return torch.softmax(query @ key, dim=-1) @ value

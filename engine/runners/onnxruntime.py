@@ -86,6 +86,8 @@ class OnnxRuntimeRunner:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = worker.threads
         options.inter_op_num_threads = 1
+        # Plans of the memory of one batch size do not fit the next: without them the peak was a fifth lower.
+        options.enable_mem_pattern = False
         # Spinning threads of one worker take the cores from another.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if worker.alone else "0")
         return options

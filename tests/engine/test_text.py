@@ -39,3 +39,9 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="a tokenizer in"):
         PromptTokenizer(tmp_path / "tokenizer.json", 3)
+
+
+def test_many_long_prompts_are_one_warning(tokenizer: PromptTokenizer) -> None:
+    with pytest.warns(UserWarning, match="and 2 other prompts as well") as caught:
+        tokenizer(["a b c d e f", "b c d e f a", "c d e f a b", "a"])
+    assert len(caught) == 1
