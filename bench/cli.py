@@ -13,7 +13,6 @@ from nuwaxl.bench.sheet import ContactSheet
 from nuwaxl.cli import Parser, positive_int
 from nuwaxl.cli import run as run_command
 from nuwaxl.engine import Engine, Story
-from nuwaxl.engine.bundle_schema import SAMPLERS
 from nuwaxl.engine.cli import add_render_arguments
 from nuwaxl.engine.devices import available_cores
 from nuwaxl.engine.progress_bars import ProgressBars
@@ -54,7 +53,6 @@ def _parser() -> Parser:
     )
     add_render_arguments(parser)
     parser.set_defaults(devices="cpu:2" if available_cores() > 1 else "cpu")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")
     parser.add_argument("--story", metavar="FILE", help="the story, .toml or .jsonl (default: a bundled one)")
     parser.add_argument("--json", metavar="FILE", help="write the measurements to this file")
     parser.add_argument("--out", metavar="FILE", help="write the video to this .mp4 file")
@@ -80,6 +78,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             sampler=arguments.sampler,
             policy=arguments.policy,
             max_batch=arguments.max_batch,
+            depth=arguments.depth,
             progress=stack.enter_context(ProgressBars()),
         )
         sheet = ContactSheet(story, frames=video.frames, height=video.height, width=video.width)

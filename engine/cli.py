@@ -67,6 +67,13 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"most segments denoised at once on a device (default: {DEFAULT_MAX_BATCH})",
     )
+    parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")
+    parser.add_argument(
+        "--depth",
+        type=positive_int,
+        metavar="M",
+        help="depth of the tree (default: the smallest that spans the frames)",
+    )
 
 
 def _parser() -> Parser:
@@ -75,14 +82,7 @@ def _parser() -> Parser:
     parser.add_argument("--frames", type=positive_int, metavar="N", help="number of frames (default: the story's)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .mp4 file to write")
     add_render_arguments(parser)
-    parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to be guided away from")
-    parser.add_argument(
-        "--depth",
-        type=positive_int,
-        metavar="M",
-        help="depth of the tree (default: the smallest that spans the frames)",
-    )
     return parser
 
 

@@ -44,7 +44,7 @@ CONFIG = ModelConfig(
         prompt_dim=4,
         condition_channels=3,
     ),
-    text=TextConfig(vocabulary=64, tokens=6, dim=4, layers=1, heads=2),
+    text=TextConfig(vocabulary=300, tokens=6, dim=4, layers=1, heads=2),
     diffusion=DiffusionConfig(train_steps=100, prediction="v"),
     sampler=SamplerConfig(name="dpmpp_2m", steps=4, guidance=2.5),
 )
