@@ -30,6 +30,7 @@ test-slow: $(VENV)/.installed-dev  ## run the slow tests
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

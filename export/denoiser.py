@@ -50,9 +50,7 @@ def prompt_state(attention: Attention, prompt: Tensor, negative: Tensor) -> Prom
         _heads(layer(negative), attention.heads) for layer in (attention.to_k, attention.to_v)
     )
     scale = value.shape[-1] ** -0.5
-    return PromptState(
-        key.transpose(-1, -2) * scale, value, negative_key.transpose(-1, -2) * scale, negative_value
-    )
+    return PromptState(key.transpose(-1, -2) * scale, value, negative_key.transpose(-1, -2) * scale, negative_value)
 
 
 class GuidedDenoiser:
@@ -165,15 +163,11 @@ class GuidedDenoiser:
         out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
         return _add(out, 2, x, count)
 
-    def _prompt(
-        self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int
-    ) -> Tensor:
+    def _prompt(self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int) -> Tensor:
         """tokens (count*b*L, h*w, c) -> tokens with PA to the prompt and to the negative prompt (2*b*L, h*w, c)."""
         pixels, channels = tokens.shape[1:]
         heads, dim = attention.heads, channels // attention.heads
-        query = _linear(normed, attention.to_q.weight, None).reshape(
-            count, -1, self.length, pixels, heads, dim
-        )
+        query = _linear(normed, attention.to_q.weight, None).reshape(count, -1, self.length, pixels, heads, dim)
         cond = _attend(query[0].permute(0, 1, 3, 2, 4), prompt.key, prompt.value)
         cond = cond.permute(0, 1, 3, 2, 4).reshape(-1, pixels, channels)
         # One negative prompt a segment: the tokens of all of its frames attend to it as one sequence.

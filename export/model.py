@@ -102,5 +102,3 @@ def _read_tokenizer(path: Path, config: ModelConfig) -> bytes:
             fix="use the tokenizer the text encoder was trained with",
         )
     return content
-
-

@@ -1,4 +1,4 @@
-"""What every graph of a bundle is: its module, its tensors' names, and fresh random inputs with torch's answer to them."""
+"""What every graph of a bundle is: its module, and fresh random inputs with torch's answer to them, by name."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ from nuwaxl.train.networks.tklvae import TKLVAE  # noqa: E402
 from nuwaxl.train.tokenizer import train_tokenizer  # noqa: E402
 
 CONFIG = ModelConfig(
-    tklvae=TKLVAEConfig(
-        latent_channels=2, block_channels=(4, 8), layers_per_block=1, norm_groups=2, temporal_heads=2
-    ),
+    tklvae=TKLVAEConfig(latent_channels=2, block_channels=(4, 8), layers_per_block=1, norm_groups=2, temporal_heads=2),
     mtd=MTDConfig(
         length=4,
         latent_channels=2,

@@ -19,7 +19,7 @@ from .conftest import edit_config  # noqa: E402
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):  # noqa: ANN201
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Run the command; it must exit with the status, print one line on stderr and leave `out` as it was."""
 
     def run(checkpoint: Path, *options: str, out: Path = tmp_path / "out", status: int = 2) -> str:
@@ -121,7 +121,7 @@ def test_a_graph_that_differs_from_torch_is_named_and_nothing_is_written(
     assert "the limit is 1e-04" in error
 
 
-def test_force_replaces_a_bundle_only_once_the_new_one_is_whole(
+def test_a_failed_export_leaves_the_old_bundle_as_it_was(
     refused, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -131,6 +131,18 @@ def test_force_replaces_a_bundle_only_once_the_new_one_is_whole(
     def fails(*_: object) -> None:
         raise ParityError("graph text: differs")
 
-    monkeypatch.setattr(write, "check_parity", fails)
+    monkeypatch.setattr(write, "to_onnx", fails)
     refused(checkpoint, "--force", status=1)
     assert (out / "manifest.json").read_text() == "old"
+
+
+def test_a_finished_bundle_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "of a run that was killed").touch()
+    with write._whole_or_nothing(out) as folder:
+        (folder / "new").touch()
+        assert (out / "old").exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/new"]

@@ -77,9 +77,7 @@ def _fixed_randomness() -> None:
 
 @pytest.mark.parametrize("known", [False, True], ids=["global", "local"])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-def test_prepare_and_step_are_the_network_with_guidance_and_the_samplers_update(
-    config: MTDConfig, known: bool
-) -> None:
+def test_prepare_and_step_are_the_network_with_guidance_and_the_samplers_update(config: MTDConfig, known: bool) -> None:
     mtd, given = network(config), inputs(config, known)
     state = PrepareGraph(mtd)(*(given[name] for name in PREPARE))
     x_next, x0 = StepGraph(mtd)(*(given[name] for name in STEP), *state)
