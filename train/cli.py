@@ -48,6 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
     cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
 
+    init = commands.add_parser("init", help="make a model directory from Stable Diffusion 1.x weights")
+    init.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        required=True,
+        metavar="SD_DIR",
+        help="folder in the diffusers format: unet, vae, text_encoder, tokenizer",
+    )
+    init.add_argument("out", type=Path, metavar="OUT_DIR")
+    init.add_argument("--length", type=positive_int, default=16, help="L, frames a diffusion, default %(default)s")
+    init.add_argument("--height", type=positive_int, default=256, help="in pixels, default %(default)s")
+    init.add_argument("--width", type=positive_int, default=256, help="in pixels, default %(default)s")
+    init.add_argument("--seed", type=int, default=0, help="of the new layers' random weights, default %(default)s")
+
+    describe = commands.add_parser("describe", help="count a model's parameters by part")
+    describe.add_argument("model", metavar="PRESET|MODEL_DIR", help='"sd15" or a model directory')
+
     curve = commands.add_parser("curve", help="draw a training's loss curve from its log.jsonl")
     curve.add_argument("log", type=Path, metavar="LOG.jsonl")
     curve.add_argument("out", type=Path, metavar="OUT.png")
@@ -59,13 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _require_torch() -> None:
     try:
         import torch  # noqa: F401  (asked for here, so that its absence is one clear line)
     except ImportError as error:
         raise NuwaxlError(
             "expected PyTorch for training; found none; install it by: pip install 'nuwaxl[train]'"
         ) from error
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    _require_torch()
     from nuwaxl.train.config import from_table
     from nuwaxl.train.loop import Task, train
     from nuwaxl.train.mtd import MTDTask
@@ -88,6 +110,22 @@ def _cartoon(arguments: argparse.Namespace) -> None:
     print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
 
 
+def _init(arguments: argparse.Namespace) -> None:
+    _require_torch()
+    from nuwaxl.train.init import init_model
+
+    given = (arguments.length, arguments.height, arguments.width, arguments.seed)
+    init_model(arguments.source, arguments.out, *given)
+    print(f"{arguments.out}: {sum(path.stat().st_size for path in arguments.out.iterdir()) / 2**20:.1f} MiB")
+
+
+def _describe(arguments: argparse.Namespace) -> None:
+    _require_torch()
+    from nuwaxl.train.describe import find_config, table
+
+    print(table(find_config(arguments.model)))
+
+
 def _curve(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.curve import draw, read_log
 
@@ -103,5 +141,13 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    commands = {"data": _cartoon, "curve": _curve, "pack": _pack, "tklvae": _train, "mtd": _train}
+    commands = {
+        "data": _cartoon,
+        "init": _init,
+        "describe": _describe,
+        "curve": _curve,
+        "pack": _pack,
+        "tklvae": _train,
+        "mtd": _train,
+    }
     return run("nuwaxl-train", lambda: commands[arguments.command](arguments))

@@ -142,6 +142,12 @@ class ModelConfig:
             **{name: from_table(parts[name], table, f"[{name}] of {where}") for name, table in tables.items()}  # type: ignore[arg-type]
         )
 
+    def replaced(self, tables: Mapping[str, Any], where: str) -> Self:
+        """This configuration with the keys that `tables` give; all others stay."""
+        own = dataclasses.asdict(self)
+        given = {name: {**own.get(name, {}), **table} for name, table in tables.items()}
+        return self.from_tables({**own, **given}, where)
+
     @classmethod
     def load(cls, path: Path) -> Self:
         try:

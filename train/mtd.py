@@ -22,15 +22,16 @@ from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.run import RunConfig
-from nuwaxl.train.tokenizer import train_tokenizer
+from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
 class MTDTraining:
     """[training]: `tklvae` the T-KLVAE weights, `depth` the m of the tree, `depth_probabilities` of its levels.
 
-    `prompt_dropout` of the segments see the empty prompt, for guidance. `init` names a model directory whose MTD and
-    text weights to start from. `episodes` > 0 uses the first so many videos only.
+    `prompt_dropout` of the segments see the empty prompt, for guidance. `init` names a model directory to start from:
+    its MTD and text weights, its tokenizer, and its config.json for every key that the configuration leaves out.
+    `episodes` > 0 uses the first so many videos only.
     """
 
     tklvae: str
@@ -47,8 +48,10 @@ class MTDTask:
 
     def __init__(self, tables: Mapping[str, Any], run: RunConfig, show_progress: bool) -> None:
         networks = {name: table for name, table in tables.items() if name not in ("run", "training")}
-        self.config = ModelConfig.from_tables(networks, "the configuration")
         self.training = from_table(MTDTraining, tables.get("training", {}), "[training]")
+        init = Path(self.training.init)
+        base = ModelConfig.load(init / "config.json") if self.training.init else ModelConfig()
+        self.config = base.replaced(networks, "the configuration")
         self.run, self.device = run, run.torch_device()
         mtd, text, vae = self.config.mtd, self.config.text, self.config.tklvae
         for name, of_mtd, other in (
@@ -62,8 +65,11 @@ class MTDTask:
         self.folder = EpisodeFolder(run.data)
         if self.training.episodes:
             del self.folder.episodes[self.training.episodes :]
-        captions = {text for episode in self.folder.episodes for text in episode.captions.texts}
-        self.tokenizer = train_tokenizer(captions, text.vocabulary, text.tokens)
+        if self.training.init:  # the text encoder's embeddings belong to the ids it was trained with
+            self.tokenizer = load_tokenizer(init / "tokenizer.json")
+        else:
+            captions = {text for episode in self.folder.episodes for text in episode.captions.texts}
+            self.tokenizer = train_tokenizer(captions, text.vocabulary, text.tokens)
 
         self.vae = TKLVAE(vae)
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
@@ -76,8 +82,8 @@ class MTDTask:
         torch.manual_seed(run.seed)
         self.mtd, self.text = MTD(mtd), CLIPText(text)
         if self.training.init:
-            checkpoint.load_into(self.mtd, Path(self.training.init) / "mtd.safetensors")
-            checkpoint.load_into(self.text, Path(self.training.init) / "text.safetensors")
+            checkpoint.load_into(self.mtd, init / "mtd.safetensors")
+            checkpoint.load_into(self.text, init / "text.safetensors")
         self.mtd.to(self.device, memory_format=torch.channels_last)
         self.text.to(self.device)
         self.network = torch.compile(self.mtd) if run.compile else self.mtd

@@ -28,7 +28,7 @@ class TKLVAETraining:
     latents' standardisation, so that an MTD trained on these latents stays valid. `kl_weight` weighs the KL term, in
     nats a latent value, against the mean L1 a pixel value; `gradient_weight` the L1 between the pictures' finite
     differences (Mathieu et al. 2016), which keeps edges sharp. `calibration_batches` batches measure latent_shift
-    and latent_scale.
+    and latent_scale; 0 keeps them as they are, as a pretrained MTD needs.
     """
 
     frames: int = 16
@@ -94,7 +94,7 @@ class TKLVAETask:
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
         network = TKLVAE(self.config)
         network.load_state_dict(weights["tklvae"])
-        if self.training.trainable != "decoder":
+        if self.training.trainable != "decoder" and self.training.calibration_batches:
             self._calibrate(network.to(self.device))
         checkpoint.save_weights(network.state_dict(), folder / "tklvae.safetensors")
 

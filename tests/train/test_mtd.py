@@ -101,6 +101,70 @@ def test_injection_ablations_choose_levels_and_sides(multi_scale: bool, symmetri
     assert not torch.equal(network(**{**inputs, "condition": -inputs["condition"]}), base)
 
 
+@pytest.mark.parametrize(("multi_scale", "symmetric"), [(True, False), (False, True), (False, False)])
+def test_injection_ablations_change_the_injection_alone(multi_scale: bool, symmetric: bool) -> None:
+    full = MTD(MTD_TINY)
+    ablated = MTD(replace(MTD_TINY, multi_scale=multi_scale, symmetric=symmetric))
+    own, others = (
+        {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("injection.")}
+        for network in (full, ablated)
+    )
+    assert [(name, tensor.shape) for name, tensor in own.items()] == [(n, t.shape) for n, t in others.items()]
+    ablated.load_state_dict(own, strict=False)
+    inputs = mtd_inputs(1)
+    torch.testing.assert_close(ablated(**inputs), full(**inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("multi_scale", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_only_the_chosen_layers_see_the_condition(multi_scale: bool, symmetric: bool) -> None:
+    """Every layer is watched at work: with an injection or without."""
+    network = randomised(replace(MTD_TINY, multi_scale=multi_scale, symmetric=symmetric))
+    seen: dict[str, bool] = {}
+    for name, module in network.named_modules():
+        if hasattr(module, "temporal_conv"):
+            module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[2] is not None}))
+    network(**mtd_inputs(1))
+    levels = {"down_blocks.0": 0, "down_blocks.1": 1, "mid_layer": 1, "up_blocks.0": 1, "up_blocks.1": 0}
+    assert len(seen) == 7
+    for name, injected in seen.items():
+        level = next(level for prefix, level in levels.items() if name.startswith(prefix))
+        assert injected is ((symmetric or name.startswith("up")) and (multi_scale or level == 0)), name
+
+
+@pytest.mark.parametrize("length", [8, 16, 32])
+def test_the_length_changes_no_weight_and_no_frame_at_initialisation(length: int) -> None:
+    short, network = MTD(MTD_TINY), MTD(replace(MTD_TINY, length=length))
+    network.load_state_dict(short.state_dict())
+    inputs = mtd_inputs(1, network.config)
+    found = network(**inputs)
+    assert found.shape[1] == length
+    first = {name: value if name == "timestep" else value[:, : MTD_TINY.length] for name, value in inputs.items()}
+    torch.testing.assert_close(short(**first), found[:, : MTD_TINY.length], rtol=1e-5, atol=1e-5)
+
+
+def test_new_layers_learn_from_their_zero_initialised_ends_first() -> None:
+    """Step 1 moves the output projections, the identities and the zero convolutions; step 2 all that lies before."""
+    network, inputs = MTD(MTD_TINY), mtd_inputs(2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def still() -> set[str]:
+        optimizer.zero_grad()
+        network(**inputs).square().mean().backward()
+        return {n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
+
+    before_the_zeros = ("temporal_attention.to_qkv.", "temporal_attention.norm.", "injection.")
+    expected = {
+        name
+        for name, _ in network.named_parameters()
+        if any(part in name for part in before_the_zeros) and "zero_conv" not in name
+    }
+    assert expected
+    assert still() == expected
+    optimizer.step()
+    assert still() == set()
+
+
 def test_every_parameter_learns_after_the_zero_initialised_layers_have_moved() -> None:
     network = randomised()
     network(**mtd_inputs(2)).square().mean().backward()

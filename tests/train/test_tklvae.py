@@ -30,6 +30,23 @@ def test_at_initialisation_it_returns_what_the_image_klvae_returns(kernel: int) 
     torch.testing.assert_close(video.decode(latents), image.decode(latents), rtol=1e-5, atol=1e-5)
 
 
+def test_the_temporal_setting_changes_the_temporal_layers_alone() -> None:
+    networks = {name: TKLVAE(without(TKLVAE_TINY, name)) for name in ("none", "random", "identity")}
+    shapes = {
+        name: {key: tensor.shape for key, tensor in network.state_dict().items()} for name, network in networks.items()
+    }
+    assert shapes["random"] == shapes["identity"]
+    assert shapes["none"] == {key: shape for key, shape in shapes["random"].items() if "temporal" not in key}
+    assert len(shapes["none"]) < len(shapes["random"])
+    expected = networks["none"].encode(VIDEO)
+    for name, equal in (("identity", True), ("random", False)):
+        found = with_spatial_weights(networks[name], networks["none"]).encode(VIDEO)
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5) is equal, name
+    # With the identity's temporal weights, T-KLVAE-R is T-KLVAE: it is the initialisation that differs.
+    networks["random"].load_state_dict(networks["identity"].state_dict())
+    assert torch.equal(networks["random"].encode(VIDEO), networks["identity"].encode(VIDEO))
+
+
 def test_the_image_klvae_treats_every_frame_alone_and_the_trained_tklvae_does_not() -> None:
     for temporal, mixes in (("none", False), ("random", True)):
         network = TKLVAE(without(TKLVAE_TINY, temporal))
