@@ -89,7 +89,8 @@ def _require_torch() -> None:
 def _train(arguments: argparse.Namespace) -> None:
     _require_torch()
     from nuwaxl.train.config import from_table
-    from nuwaxl.train.loop import Task, train
+    from nuwaxl.train.distributed import Share
+    from nuwaxl.train.loop import Task, check_output, train
     from nuwaxl.train.mtd import MTDTask
     from nuwaxl.train.run import RunConfig, read_tables
     from nuwaxl.train.tklvae import TKLVAETask
@@ -98,9 +99,13 @@ def _train(arguments: argparse.Namespace) -> None:
     run = from_table(RunConfig, tables.get("run", {}), f"[run] of {arguments.config}")
     given = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
     run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
+    check_output(Path(run.out), arguments.resume)  # before the task indexes videos and encodes them
     show_progress = sys.stderr.isatty()
-    task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
-    print(train(task, run, arguments.resume, show_progress))
+    try:
+        task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
+        print(train(task, run, arguments.resume, show_progress))
+    finally:
+        Share.leave()
 
 
 def _cartoon(arguments: argparse.Namespace) -> None:
@@ -134,6 +139,7 @@ def _curve(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
+    _require_torch()
     from nuwaxl.train.checkpoint import pack
 
     print(f"{arguments.out}: {pack(arguments.model, arguments.out) / 2**20:.1f} MiB")

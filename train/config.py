@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from nuwaxl.errors import InputError
 
@@ -23,10 +23,33 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             expected=f"keys of {where} among {sorted(known)}", found=f"{unknown}", fix="correct or remove them"
         )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if not _fits(value, hints[key]):
+            raise InputError(
+                expected=f"{key} of {where} to be {_describe(hints[key])}", found=repr(value), fix="correct it"
+            )
     try:
         return cls(**values)
     except TypeError as error:
         raise InputError(expected=f"a complete table {where}", found=str(error), fix="add the missing keys") from None
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of the type a configuration field is declared with."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    return f"a list of {get_args(hint)[0].__name__}" if get_origin(hint) is tuple else f"of type {hint.__name__}"
 
 
 @dataclass(frozen=True)

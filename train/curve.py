@@ -33,6 +33,10 @@ def read_log(path: Path, names: Sequence[str]) -> dict[str, list[tuple[float, fl
 def draw(curves: dict[str, list[tuple[float, float]]], out: Path) -> None:
     """One line a figure over steps; the value axis is logarithmic. All values must be positive."""
     values = [value for points in curves.values() for _, value in points]
+    if min(values) <= 0:
+        raise InputError(
+            expected="positive figures for a logarithmic axis", found=f"{min(values):g}", fix="name other figures"
+        )
     last = max(step for points in curves.values() for step, _ in points)
     low, high = math.log10(min(values)) - 0.02, math.log10(max(values)) + 0.02
     left, top, right, bottom = _MARGIN

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -27,8 +28,8 @@ class Share:
     world: int = 1
 
     @classmethod
-    def join(cls, batch_size: int) -> Share:
-        """Meet the other processes that torchrun started, if any."""
+    def join(cls, batch_size: int, device: torch.device) -> Share:
+        """Meet the other processes that torchrun started, if any; each trains on its own `device`."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if batch_size % world:
             raise InputError(
@@ -37,7 +38,9 @@ class Share:
                 fix=f"use a multiple of {world}",
             )
         if world > 1 and not distributed.is_initialized():
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            # Filling a latent cache takes long, and the leader does some things alone.
+            distributed.init_process_group(backend, timeout=timedelta(hours=12))
         return cls(int(os.environ.get("RANK", "0")), world)
 
     @property
@@ -73,6 +76,12 @@ class Share:
         flat /= self.world
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.reshape(tensor.shape))
+
+    @staticmethod
+    def leave() -> None:
+        """Part from the other processes, if any were met."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Wait for the other processes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Protocol
@@ -77,21 +78,20 @@ class Averages:
 
 def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path:
     """Train to `run.steps`; writes log.jsonl, step_*/ and model/ below `run.out`. Returns the path of model/."""
-    share = Share.join(run.batch_size)
+    share = Share.join(run.batch_size, run.torch_device())
     out = Path(run.out)
-    previous = checkpoint.latest(out)
-    if previous is not None and not resume:
-        raise InputError(
-            expected=f"no earlier training in {out}",
-            found=previous.name,
-            fix="go on with it by --resume, or name another folder by --out",
-        )
-    out.mkdir(parents=True, exist_ok=True)
+    previous = check_output(out, resume)
     parameters = task.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=run.learning_rate, weight_decay=run.weight_decay, betas=(0.9, 0.99))
     averages = Averages(task.modules, run.ema_decay)
     start = checkpoint.load_training(previous, task.modules, averages.values, optimizer) if previous else 0
+    if start > run.steps:
+        raise InputError(
+            expected=f"at least {start} steps to resume {previous}", found=str(run.steps), fix="give more --steps"
+        )
     device = run.torch_device()
+    if share.leads:
+        _forget_after(out / "log.jsonl", start)
 
     began = time.monotonic()
     show_progress = show_progress and share.leads
@@ -104,16 +104,12 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
             for group in optimizer.param_groups:
                 group["lr"] = run.rate_at(step)
             loss, figures = task.loss(rng, generator, share)
-            if not math.isfinite(float(loss.detach())):
-                last = checkpoint.latest(out)
-                raise TrainingError(
-                    f"expected a finite loss; found {float(loss.detach())} at step {step}; "
-                    f"lower the learning rate and resume from {last if last else 'the start'}"
-                )
+            _check_finite("loss", float(loss.detach()), step, out)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             share.average_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, run.clip)
+            _check_finite("gradient", float(norm), step, out)
             optimizer.step()
             averages.update(step)
             for name, value in {**share.average(figures), "grad_norm": float(norm)}.items():
@@ -128,11 +124,54 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
             if share.leads and ((step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps):
                 checkpoint.save_training(out, step + 1, task.modules, averages.values, optimizer, run.keep_checkpoints)
                 _publish(task, averages, out)
+    if share.leads and start == run.steps:  # resumed after the last step: the model may not have been written
+        _publish(task, averages, out)
     share.wait()
     return out / "model"
 
 
+def check_output(out: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any. Raises InputError if there is one and `resume` was not asked for."""
+    previous = checkpoint.latest(out)
+    if previous is not None and not resume:
+        raise InputError(
+            expected=f"no earlier training in {out}",
+            found=previous.name,
+            fix="go on with it by --resume, or name another folder by --out",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            expected=f"a writable output folder {out}", found=error.strerror or str(error), fix="name another by --out"
+        ) from error
+    return previous
+
+
+def _check_finite(what: str, value: float, step: int, out: Path) -> None:
+    if not math.isfinite(value):
+        last = checkpoint.latest(out)
+        raise TrainingError(
+            f"expected a finite {what}; found {value} at step {step}; "
+            f"lower the learning rate and resume from {last if last else 'the start'}"
+        )
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        partial = log.with_suffix(".partial")
+        partial.write_text(kept, encoding="utf-8")
+        partial.replace(log)
+
+
 def _publish(task: Task, averages: Averages, out: Path) -> None:
-    folder = out / "model"
-    folder.mkdir(exist_ok=True)
-    task.publish(averages.by_module(), folder)
+    """Write model/ whole or not at all."""
+    partial, final = out / "model.partial", out / "model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    task.publish(averages.by_module(), partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)

@@ -62,11 +62,12 @@ class MTDTask:
             if of_mtd != other:
                 raise InputError(expected=f"{name} to be equal", found=f"{other} and {of_mtd}", fix="change one")
 
-        self.folder = EpisodeFolder(run.data)
-        if self.training.episodes:
-            del self.folder.episodes[self.training.episodes :]
-        if self.training.init:  # the text encoder's embeddings belong to the ids it was trained with
-            self.tokenizer = load_tokenizer(init / "tokenizer.json")
+        self.folder = EpisodeFolder(run.data, self.training.episodes)
+        self._check_size()
+        # The text encoder's embeddings belong to the ids it was trained with: here before, or in `init`.
+        own = Path(run.out) / "model" / "tokenizer.json"
+        if own.exists() or self.training.init:
+            self.tokenizer = load_tokenizer(own if own.exists() else init / "tokenizer.json")
         else:
             captions = {text for episode in self.folder.episodes for text in episode.captions.texts}
             self.tokenizer = train_tokenizer(captions, text.vocabulary, text.tokens)
@@ -75,7 +76,7 @@ class MTDTask:
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
         self.vae.to(self.device, memory_format=torch.channels_last).eval()
         self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
-        share = Share.join(run.batch_size)
+        share = Share.join(run.batch_size, self.device)
         self.latents.fill(share.of(range(len(self.folder))), show_progress and share.leads)
         share.wait()
 
@@ -89,6 +90,17 @@ class MTDTask:
         self.network = torch.compile(self.mtd) if run.compile else self.mtd
         self.forward_process = ForwardProcess(self.config.diffusion, self.device)
         self.modules: dict[str, nn.Module] = {"mtd": self.mtd, "text": self.text}
+
+    def _check_size(self) -> None:
+        height, width = self.folder.size()
+        mtd, f = self.config.mtd, self.config.tklvae.downsampling
+        if (height, width) != (mtd.latent_height * f, mtd.latent_width * f):
+            raise InputError(
+                expected=f"videos of {mtd.latent_width * f} x {mtd.latent_height * f} pixels "
+                f"(latents of {mtd.latent_width} x {mtd.latent_height}, f = {f}) in {self.run.data}",
+                found=f"{width} x {height}",
+                fix="scale the videos, or change mtd.latent_height and mtd.latent_width",
+            )
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.mtd.parameters(), *self.text.parameters()]

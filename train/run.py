@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +42,27 @@ class RunConfig:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise InputError(expected=f"[run] {name} to be a positive integer", found=repr(value), fix="change it")
+                raise InputError(
+                    expected=f"[run] {name} to be a positive integer", found=repr(value), fix="give 1 or more"
+                )
 
     def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise InputError(
+                expected="a device such as auto, cpu or cuda", found=repr(self.device), fix="change [run] device"
+            ) from error
+        if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise InputError(expected="a CUDA device", found="none that torch sees", fix='use device = "cpu"')
+            if device.index is None:  # torchrun numbers the processes of one machine
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        return device
 
     def rate_at(self, step: int) -> float:
         """Learning rate of 0-based `step`: linear warm-up, then the schedule."""
@@ -54,7 +71,7 @@ class RunConfig:
         if self.schedule == "constant":
             return self.learning_rate
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))
+        return self.learning_rate * 0.5 * (1.0 + math.cos(progress * math.pi))
 
 
 def read_tables(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.config import TKLVAEConfig, from_table
 from nuwaxl.train.data.episodes import EpisodeFolder
@@ -43,14 +44,37 @@ class TKLVAETask:
     def __init__(self, tables: Mapping[str, Any], run: RunConfig) -> None:
         self.config = from_table(TKLVAEConfig, tables.get("tklvae", {}), "[tklvae]")
         self.training = from_table(TKLVAETraining, tables.get("training", {}), "[training]")
+        unknown = sorted(set(tables) - {"run", "training", "tklvae"})
+        if unknown or run.compile:
+            raise InputError(
+                expected="tables [run], [training] and [tklvae], without compile, to train T-KLVAE",
+                found=f"{unknown or 'compile'}",
+                fix="remove it",
+            )
         self.run, self.device = run, run.torch_device()
         self.folder = EpisodeFolder(run.data)
+        self._check_videos()
         torch.manual_seed(run.seed)
         self.network = TKLVAE(self.config)
         if self.training.init:
             checkpoint.load_into(self.network, Path(self.training.init), may_lack="temporal")
         self.network.to(self.device, memory_format=torch.channels_last)
         self.modules: dict[str, nn.Module] = {"tklvae": self.network}
+
+    def _check_videos(self) -> None:
+        height, width = self.folder.size()
+        f = self.config.downsampling
+        if height % f or width % f:
+            raise InputError(
+                expected=f"videos whose height and width {f} divides", found=f"{width} x {height}", fix="scale them"
+            )
+        shortest = min(self.folder.episodes, key=lambda episode: episode.frames)
+        if shortest.frames < self.training.frames:
+            raise InputError(
+                expected=f"videos of at least {self.training.frames} frames (training.frames)",
+                found=f"{shortest.frames} in {shortest.video.name}",
+                fix="remove it or give fewer frames",
+            )
 
     def parameters(self) -> list[nn.Parameter]:
         network = self.network

@@ -46,7 +46,8 @@ class TrainingSegment:
 class EpisodeFolder:
     """All videos of a folder, in order of name. Raises InputError, naming the file, if one cannot be used."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, limit: int = 0) -> None:
+        """Open the folder's videos, or the first `limit` of them if that is not 0."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(
@@ -61,8 +62,20 @@ class EpisodeFolder:
                 found="none",
                 fix="name the folder that holds the videos",
             )
-        self.episodes = [_open_episode(video) for video in videos]
+        self.episodes = [_open_episode(video) for video in (videos[:limit] if limit else videos)]
         self._open: OrderedDict[int, VideoFile] = OrderedDict()
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the videos, in pixels. Raises InputError if they are not all of one size."""
+        first = self.episodes[0]
+        for other in self.episodes:
+            if (other.height, other.width) != (first.height, first.width):
+                raise InputError(
+                    expected=f"videos of one size in {self.folder} ({first.video.name}: {first.width} x {first.height})",
+                    found=f"{other.video.name}: {other.width} x {other.height}",
+                    fix="scale them to one size",
+                )
+        return first.height, first.width
 
     def read(self, episode: int, frames: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames of one episode by number, uint8 (n, H, W, 3)."""

@@ -21,15 +21,21 @@ from nuwaxl.train.networks.tklvae import TKLVAE
 
 
 class LatentCache:
-    """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of the weights>/."""
+    """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of weights and length>/.
+
+    A file is named by its video's path, size and time of change, so that a video that was replaced is encoded again.
+    """
 
     def __init__(self, folder: Path, network: TKLVAE, videos: EpisodeFolder, length: int) -> None:
-        self.folder = folder / _digest(network)
+        self.folder = folder / _digest(network, length)
         self.network, self.videos, self.length = network, videos, length
         self._maps: dict[int, np.ndarray] = {}
 
     def path(self, episode: int) -> Path:
-        return self.folder / f"{self.videos.episodes[episode].video.name}.npy"
+        video = self.videos.episodes[episode].video
+        status = video.stat()
+        key = f"{video.resolve()} {status.st_size} {status.st_mtime_ns}"
+        return self.folder / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
 
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
         """Encode the episodes that are not cached yet; what an interrupted call finished is kept."""
@@ -60,8 +66,8 @@ class LatentCache:
         return np.asarray(self._maps[episode][frames], dtype=np.float32)
 
 
-def _digest(network: TKLVAE) -> str:
-    digest = hashlib.sha256()
+def _digest(network: TKLVAE, length: int) -> str:
+    digest = hashlib.sha256(f"windows of {length}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())
