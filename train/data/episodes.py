@@ -71,8 +71,9 @@ class EpisodeFolder:
         for other in self.episodes:
             if (other.height, other.width) != (first.height, first.width):
                 raise InputError(
-                    expected=f"videos of one size in {self.folder} ({first.video.name}: {first.width} x {first.height})",
-                    found=f"{other.video.name}: {other.width} x {other.height}",
+                    expected=f"videos of one size in {self.folder}",
+                    found=f"{first.width} x {first.height} in {first.video.name}, "
+                    f"{other.width} x {other.height} in {other.video.name}",
                     fix="scale them to one size",
                 )
         return first.height, first.width
