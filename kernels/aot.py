@@ -195,28 +195,33 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
     }
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _dtypes(text: str) -> list[torch.dtype]:
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in _POINTERS}
+    unknown = [name for name in text.split(",") if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected names among {', '.join(known)}; found {', '.join(unknown)}")
+    return [known[name] for name in text.split(",")]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(prog="python -m nuwaxl.kernels.aot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--sm", default=",".join(map(str, ARCHITECTURES)), help="compute capabilities without the dot")
-    parser.add_argument("--dtypes", default="float16,bfloat16", help="of float16, bfloat16, float32")
-    parser.add_argument("--widths", default="320,640,1280", help="channels of the levels")
+    parser.add_argument("--sm", type=_numbers, default=list(ARCHITECTURES), help="compute capabilities without the dot")
+    parser.add_argument("--dtypes", type=_dtypes, default="float16,bfloat16", help="of float16, bfloat16, float32")
+    parser.add_argument("--widths", type=_numbers, default="320,640,1280", help="channels of the levels")
     parser.add_argument("--length", type=int, default=16, help="frames a segment, L")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--groups", type=int, default=32, help="of group norm")
     options = parser.parse_args(arguments)
+    sizes = {"length": options.length, "heads": options.heads, "groups": options.groups}
     try:
-        known = {str(dtype).removeprefix("torch."): dtype for dtype in _POINTERS}
-        asked = requests(
-            [known[name] for name in options.dtypes.split(",")],
-            [int(width) for width in options.widths.split(",")],
-            length=options.length,
-            heads=options.heads,
-            groups=options.groups,
-        )
-        path = compile_kernels(asked, [int(sm) for sm in options.sm.split(",")], options.out)
-    except (KeyError, ValueError, NuwaxlError) as error:
+        path = compile_kernels(requests(options.dtypes, options.widths, **sizes), options.sm, options.out)
+    except NuwaxlError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(path)
 

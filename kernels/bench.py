@@ -46,11 +46,8 @@ def seconds(run: Callable[[], object], flush: Tensor) -> float:
 def sdpa(qkv: Tensor) -> Tensor:
     """Temporal attention as torch has it: h*w is batch, so every tensor is permuted on the way in and out."""
     b, length, pixels, width = qkv.shape
-    parts = (
-        qkv.reshape(b, length, pixels, 3, HEADS, -1)
-        .permute(3, 0, 2, 4, 1, 5)
-        .reshape(3, -1, HEADS, length, width // (3 * HEADS))
-    )
+    parts = qkv.reshape(b, length, pixels, 3, HEADS, -1).permute(3, 0, 2, 4, 1, 5)
+    parts = parts.reshape(3, b * pixels, HEADS, length, width // (3 * HEADS))
     most = 65535 // HEADS  # its fused kernels fail at more attentions than a grid axis holds
     chunks = [F.scaled_dot_product_attention(*part) for part in zip(*(each.split(most) for each in parts), strict=True)]
     mixed = chunks[0] if len(chunks) == 1 else torch.cat(chunks)

@@ -39,6 +39,8 @@ def group_norm_silu(
     WIDTH: tl.constexpr = BLOCK_GROUPS * GROUP_CHANNELS
     bundles: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
     frame = (tl.program_id(0) // bundles).to(tl.int64) * pixels * CHANNELS
+    x += frame
+    out += frame
     lane = tl.arange(0, BLOCK_C)
     channel = (tl.program_id(0) % bundles) * WIDTH + lane
     used = (lane < WIDTH) & (channel < CHANNELS)
@@ -49,7 +51,7 @@ def group_norm_silu(
     deviations = tl.zeros((BLOCK_C,), tl.float32)  # sum of squared deviations from the channel's mean
     for start in range(0, pixels, BLOCK_P):
         inside = (start + p < pixels)[:, None] & used[None, :]
-        block = tl.load(x + frame + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
+        block = tl.load(x + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
         block = block.to(tl.float32)
         n = tl.minimum(pixels - start, BLOCK_P).to(tl.float32)
         block_mean = tl.sum(block, axis=0) / n
@@ -70,7 +72,7 @@ def group_norm_silu(
 
     for start in range(0, pixels, BLOCK_P):
         inside = (start + p < pixels)[:, None] & used[None, :]
-        place = frame + (start + p)[:, None] * CHANNELS + channel[None, :]
+        place = (start + p)[:, None] * CHANNELS + channel[None, :]
         block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         y = (block - group_mean[None, :]) * scale[None, :] + shift[None, :]
         y = y / (1.0 + tl.exp(-y))

@@ -39,7 +39,7 @@ def temporal_conv_injection(
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """x, scale, shift (b, L, pixels, c), weight (k, c_in, c_out), bias (c,) -> out; without INJECT scale, shift are unread."""
+    """x, scale, shift (b, L, pixels, c), weight (k, c_in, c_out), bias (c,) -> out; INJECT reads scale and shift."""
     tokens = pixels * LENGTH
     columns: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -48,6 +48,8 @@ def temporal_conv_injection(
     column = tl.program_id(0) % columns
     tile = (tl.program_id(0) // columns) % tiles
     segment = (tl.program_id(0) // columns // tiles).to(tl.int64) * tokens * CHANNELS
+    x += segment
+    out += segment
 
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -59,7 +61,7 @@ def temporal_conv_injection(
         token = m + (tap - KERNEL // 2) * pixels
         inside = (token >= 0) & (token < tokens)
         frames = tl.load(
-            x + segment + token[:, None] * CHANNELS + c_in[None, :],
+            x + token[:, None] * CHANNELS + c_in[None, :],
             mask=inside[:, None] & (c_in < CHANNELS)[None, :],
             other=0.0,
         )
@@ -71,11 +73,11 @@ def temporal_conv_injection(
         h = dot(frames, weights, h, UPCAST)
 
     h += tl.load(bias + n, mask=n < CHANNELS, other=0.0).to(tl.float32)[None, :]
-    offset = segment + m[:, None] * CHANNELS + n[None, :]
+    offset = m[:, None] * CHANNELS + n[None, :]
     mask = (m < tokens)[:, None] & (n < CHANNELS)[None, :]
     if INJECT:
-        h *= tl.load(scale + offset, mask=mask, other=0.0).to(tl.float32)
-        h += tl.load(shift + offset, mask=mask, other=0.0).to(tl.float32)
+        h *= tl.load(scale + segment + offset, mask=mask, other=0.0).to(tl.float32)
+        h += tl.load(shift + segment + offset, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + offset, h.to(out.dtype.element_ty), mask=mask)
 
 
