@@ -13,6 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from nuwaxl.export.functions import add_bodies, translations
+
 OPSET = 20
 BATCH = "batch"
 _WORTH_HALVING = 256  # values; below, the cast node is longer than what it saves
@@ -40,9 +42,11 @@ def to_onnx(
             opset_version=opset,
             dynamo=True,
             verbose=False,
+            custom_translation_table=translations(),
         )
     assert program is not None
     model = program.model_proto
+    add_bodies(model)
     _strip(model)
     _halve(model.graph)
     onnx.checker.check_model(model, full_check=True)

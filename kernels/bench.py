@@ -1,0 +1,202 @@
+"""Measure the kernels on a GPU, at sd15's sizes: against copy bandwidth, and against torch with the permutes it needs.
+
+    python -m nuwaxl.kernels.bench [--json FILE] [--dtype bfloat16] [--batches 1,8,64]
+
+Times are medians of CUDA events around single launches, each after a write of 256 MiB that empties the L2 cache.
+"GB/s" counts the bytes a kernel must move (see each module of kernels/triton), "copy" is that rate over the rate of a
+large copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nuwaxl.kernels import ops
+
+LENGTH, HEADS, TAPS, GROUPS = 16, 8, 3, 32
+LEVELS = {320: 32 * 32, 640: 16 * 16, 1280: 8 * 8}  # channels: pixels
+FLUSH_BYTES = 256 << 20
+REPEATS = 30
+
+
+def seconds(run: Callable[[], object], flush: Tensor) -> float:
+    """Median time of one launch with a cold cache, after the first runs have compiled and chosen."""
+    for _ in range(3):
+        run()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
+    for start, end in events:
+        flush.zero_()
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def sdpa(qkv: Tensor) -> Tensor:
+    """Temporal attention as torch has it: h*w is batch, so every tensor is permuted on the way in and out."""
+    b, length, pixels, width = qkv.shape
+    parts = qkv.reshape(b, length, pixels, 3, HEADS, -1).permute(3, 0, 2, 4, 1, 5)
+    parts = parts.reshape(3, b * pixels, HEADS, length, width // (3 * HEADS))
+    most = 65535 // HEADS  # its fused kernels fail at more attentions than a grid axis holds
+    chunks = [F.scaled_dot_product_attention(*part) for part in zip(*(each.split(most) for each in parts), strict=True)]
+    mixed = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+    return mixed.reshape(b, pixels, HEADS, length, -1).permute(0, 3, 1, 2, 4).reshape(b, length, pixels, -1)
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Temporal convolution and injection as torch has them; weight (c_out, c_in, k)."""
+    b, length, pixels, c = x.shape
+    h = F.conv1d(x.permute(0, 2, 3, 1).reshape(-1, c, length), weight, bias, padding=weight.shape[2] // 2)
+    return scale * h.reshape(b, pixels, c, length).permute(0, 3, 1, 2) + shift
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Group norm and SiLU as torch has them, on its own (b*L, c, p) layout: without the permutes, to its favour."""
+    return F.silu(F.group_norm(x, GROUPS, weight, bias))
+
+
+def cases(batch: int, channels: int, dtype: torch.dtype) -> list[tuple[str, Callable[[], object], Any, int, int]]:
+    """Name, kernel, torch's form or None, bytes moved and operations done."""
+    pixels = LEVELS[channels]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device="cuda")
+
+    def frames(width: int = 1) -> Tensor:
+        return random(batch, LENGTH, pixels, width * channels)
+
+    qkv, gradient, x, scale, shift = frames(3), frames(), frames(), frames(), frames()
+    weight, norm, bias = random(TAPS, channels, channels) / channels, random(channels), random(channels)
+    conv1d_weight = weight.permute(2, 1, 0).contiguous()
+    framewise = x.flatten(0, 1).transpose(1, 2).contiguous()
+    size, tokens = x.nbytes, batch * LENGTH * pixels
+    leaf = qkv.clone().requires_grad_()
+    torch_out = sdpa(leaf)
+
+    def torch_backward() -> object:
+        return torch.autograd.grad(torch_out, leaf, gradient, retain_graph=True)
+
+    attention_ops = 4 * tokens * LENGTH * channels
+    conv_bytes, conv_ops = 4 * size + weight.nbytes, 2 * tokens * TAPS * channels**2
+    injected = (weight, bias, scale, shift)
+    return [
+        ("attention", lambda: ops.temporal_attention(qkv, HEADS), lambda: sdpa(qkv), 4 * size, attention_ops),
+        (
+            "attention backward",
+            lambda: ops.temporal_attention_backward(gradient, qkv, HEADS),
+            torch_backward,
+            7 * size,
+            5 * attention_ops // 2,
+        ),
+        (
+            "conv + injection",
+            lambda: ops.temporal_conv(x, *injected),
+            lambda: conv1d(x, conv1d_weight, bias, scale, shift),
+            conv_bytes,
+            conv_ops,
+        ),
+        (
+            "group norm + SiLU",
+            lambda: ops.group_norm_silu(x, norm, bias, GROUPS),
+            lambda: group_norm(framewise, norm, bias),
+            2 * size,
+            0,
+        ),
+    ]
+
+
+def sampler_case(batch: int) -> tuple[str, Callable[[], object], Any, int, int]:
+    """The update of sd15's latents, 4 x 32 x 32, in float32."""
+    from nuwaxl.kernels import reference
+
+    latents = [torch.randn(batch, LENGTH, 4, 32, 32, device="cuda") for _ in range(5)]
+    rows = torch.randn(batch, 6, device="cuda"), torch.randn(batch, device="cuda")
+    moved = 7 * latents[0].nbytes
+    return (
+        "sampler update",
+        lambda: ops.guided_update(*latents, *rows),
+        lambda: reference.guided_update(*latents, *rows),
+        moved,
+        0,
+    )
+
+
+def measure(batches: list[int], dtype: torch.dtype) -> dict[str, Any]:
+    """Every kernel at every size; needs a CUDA device with triton."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / seconds(lambda: target.copy_(source), flush)
+    rows = []
+    for batch in batches:
+        sized = [(channels, case) for channels in LEVELS for case in cases(batch, channels, dtype)]
+        for channels, (name, kernel, opponent, moved, operations) in [*sized, (4, sampler_case(batch))]:
+            ours, theirs = seconds(kernel, flush), seconds(opponent, flush)
+            rows.append(
+                {
+                    "kernel": name,
+                    "b": batch,
+                    "c": channels,
+                    "us": ours * 1e6,
+                    "torch_us": theirs * 1e6,
+                    "times_faster": theirs / ours,
+                    "gb_s": moved / ours / 1e9,
+                    "of_copy": moved / ours / copy,
+                    "tflop_s": operations / ours / 1e12,
+                }
+            )
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+        "length": LENGTH,
+        "copy_gb_s": copy / 1e9,
+        "rows": rows,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text, one line a measurement."""
+    lines = [
+        f"{report['device']}, torch {report['torch']}, {report['dtype']}, L = {report['length']}, "
+        f"copy {report['copy_gb_s']:.0f} GB/s",
+        f"{'kernel':20}{'b':>4}{'c':>6}{'us':>10}{'torch us':>10}{'faster':>8}{'GB/s':>8}{'copy':>7}{'TFLOP/s':>9}",
+    ]
+    lines += [
+        f"{row['kernel']:20}{row['b']:>4}{row['c']:>6}{row['us']:>10.1f}{row['torch_us']:>10.1f}"
+        f"{row['times_faster']:>7.2f}x{row['gb_s']:>8.0f}{row['of_copy']:>7.0%}{row['tflop_s']:>9.1f}"
+        for row in report["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; exits with 2 where there is no CUDA device."""
+    parser = argparse.ArgumentParser(prog="python -m nuwaxl.kernels.bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--batches", default="1,8,64")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("expected a CUDA device; found none; run this on a machine that has one", file=sys.stderr)
+        return 2
+    report = measure([int(batch) for batch in options.batches.split(",")], getattr(torch, options.dtype))
+    print(table(report))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

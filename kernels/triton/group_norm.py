@@ -1,0 +1,105 @@
+"""Group norm and SiLU of every frame on its own, on (b, L, p, c).
+
+A program takes one frame and as many whole groups as fill 128 neighbouring channels, so loads stay contiguous although
+a group is only c / groups channels wide (10 at c = 320). It walks the pixels twice: for the statistics, merged block by
+block around their own means (Chan's update, so large means cost no precision), and to write. The second walk finds
+most of its 256 bytes a pixel in cache.
+
+Memory bound: 2 * b*L*p*c values when it does, 3 when it does not. At c = 320, 32x32, L = 16, b = 8 and 16 bits that is
+168 MB; 80 % of 4.0 TB/s would be 52 us.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nuwaxl.kernels import checks
+from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
+
+CHANNELS_A_PROGRAM = 128
+
+
+@triton.jit
+def group_norm_silu(
+    x,
+    weight,
+    bias,
+    pixels,
+    out,
+    CHANNELS: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """x (frames, pixels, c), weight and bias (c,) -> out, shape of x."""
+    WIDTH: tl.constexpr = BLOCK_GROUPS * GROUP_CHANNELS
+    bundles: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
+    frame = (tl.program_id(0) // bundles).to(tl.int64) * pixels * CHANNELS
+    x += frame
+    out += frame
+    lane = tl.arange(0, BLOCK_C)
+    channel = (tl.program_id(0) % bundles) * WIDTH + lane
+    used = (lane < WIDTH) & (channel < CHANNELS)
+    p = tl.arange(0, BLOCK_P)
+
+    count = 0.0
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    deviations = tl.zeros((BLOCK_C,), tl.float32)  # sum of squared deviations from the channel's mean
+    for start in range(0, pixels, BLOCK_P):
+        inside = (start + p < pixels)[:, None] & used[None, :]
+        block = tl.load(x + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
+        block = block.to(tl.float32)
+        n = tl.minimum(pixels - start, BLOCK_P).to(tl.float32)
+        block_mean = tl.sum(block, axis=0) / n
+        centred = tl.where(inside, block - block_mean[None, :], 0.0)
+        delta = block_mean - mean
+        deviations += tl.sum(centred * centred, axis=0) + delta * delta * (count * n / (count + n))
+        count += n
+        mean += delta * (n / count)
+
+    group = lane // GROUP_CHANNELS
+    same = (group[:, None] == group[None, :]) & used[None, :]
+    group_mean = tl.sum(tl.where(same, mean[None, :], 0.0), axis=1) / GROUP_CHANNELS
+    offset = mean - group_mean
+    deviations += offset * offset * count
+    variance = tl.sum(tl.where(same, deviations[None, :], 0.0), axis=1) / (count * GROUP_CHANNELS)
+    scale = tl.load(weight + channel, mask=used, other=0.0).to(tl.float32) / tl.sqrt(variance + EPS)
+    shift = tl.load(bias + channel, mask=used, other=0.0).to(tl.float32)
+
+    for start in range(0, pixels, BLOCK_P):
+        inside = (start + p < pixels)[:, None] & used[None, :]
+        place = (start + p)[:, None] * CHANNELS + channel[None, :]
+        block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        y = (block - group_mean[None, :]) * scale[None, :] + shift[None, :]
+        y = y / (1.0 + tl.exp(-y))
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+def specialise(length: int, channels: int, groups: int, eps: float) -> Specialisation:
+    """The kernel for one width; `length` only counts the frames of a segment in the grid."""
+    width = channels // groups
+    bundle = min(max(1, CHANNELS_A_PROGRAM // width), groups)
+    return Specialisation(
+        kernel=group_norm_silu,
+        constants={
+            "CHANNELS": channels,
+            "GROUP_CHANNELS": width,
+            "BLOCK_GROUPS": bundle,
+            "EPS": eps,
+            "BLOCK_P": 32,
+            "BLOCK_C": power_of_two(bundle * width),
+        },
+        grid=Grid(fixed=length * -(-groups // bundle)),
+        num_warps=4,
+    )
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, out: Tensor) -> None:
+    """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
+    checks.group_norm(x, weight, bias, groups)
+    batch, length, pixels, channels = x.shape
+    launch(specialise(length, channels, groups, eps), batch, pixels, (x, weight, bias, pixels, out))

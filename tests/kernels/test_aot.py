@@ -1,0 +1,89 @@
+"""Ahead-of-time compilation, as the command does it: in a process of its own, where triton is no interpreter."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from nuwaxl.errors import InputError
+from nuwaxl.kernels.aot import Request, compile_kernels, requests
+
+
+def build(out: Path, cache: Path, *, sm: str) -> dict:
+    """Every kernel at one small width."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
+    options = ["--sm", sm, "--dtypes", "float16", "--widths", "64", "--heads", "2"]
+    result = subprocess.run(
+        [sys.executable, "-m", "nuwaxl.kernels.aot", str(out), *options],
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(Path(result.stdout.strip()).read_text())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    root = tmp_path_factory.mktemp("kernels")
+    return root / "out", build(root / "out", root / "cache", sm="80,90")
+
+
+def test_every_kernel_is_there_for_every_architecture(built: tuple[Path, dict]) -> None:
+    _, manifest = built
+    expected = {request.name for request in requests([torch.float16], [64], heads=2)}
+    assert len(expected) == 6
+    for sm in (80, 90):
+        assert {entry["name"] for entry in manifest["kernels"] if entry["sm"] == sm} == expected
+
+
+def test_the_metadata_is_that_of_the_files(built: tuple[Path, dict]) -> None:
+    out, manifest = built
+    for entry in manifest["kernels"]:
+        cubin, ptx = (out / entry["files"][kind]["file"] for kind in ("cubin", "ptx"))
+        assert cubin.read_bytes().startswith(b"\x7fELF")
+        assert hashlib.sha256(cubin.read_bytes()).hexdigest() == entry["files"]["cubin"]["sha256"]
+        text = ptx.read_text()
+        assert f".target sm_{entry['sm']}" in text
+        assert f".visible .entry {entry['entry']}(" in text
+        parameters = text.split(".entry", 1)[1].split(")", 1)[0].count(".param")
+        assert parameters == len(entry["arguments"]) + entry["hidden_null_pointers"]
+        assert f".reqntid {32 * entry['num_warps']}" in text
+        assert str(Path.cwd()) not in text
+
+
+def test_half_precision_products_use_the_tensor_cores(built: tuple[Path, dict]) -> None:
+    out, manifest = built
+    for entry in manifest["kernels"]:
+        if entry["kernel"].startswith("temporal"):
+            assert "mma" in (out / entry["files"]["ptx"]["file"]).read_text(), entry["name"]
+
+
+def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Path, dict], tmp_path: Path) -> None:
+    out, _ = built
+    build(tmp_path / "again", tmp_path / "cache", sm="90")
+    files = [path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("sm_90/*")]
+    assert len(files) == 12
+    for file in files:
+        assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes(), file
+
+
+def test_the_grid_covers_every_item_once() -> None:
+    from nuwaxl.kernels.triton.launch import Grid
+
+    assert Grid(fixed=1, per_item=8, block=4).programs(batch=3, items=5) == 3 * 10
+    assert Grid(fixed=3, per_item=16, block=128).programs(batch=2, items=9) == 2 * 3 * 2
+    assert Grid(fixed=12).programs(batch=2, items=1000) == 24
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(InputError, match="found 70"):
+        compile_kernels([Request("guided_update", torch.float16)], [70], tmp_path)

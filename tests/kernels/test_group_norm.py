@@ -1,0 +1,82 @@
+"""Group norm + SiLU: every form against float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nuwaxl.errors import InputError
+from nuwaxl.kernels import ops, reference
+
+from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
+
+SHAPES = {  # b, L, p, c, groups
+    "one frame, one pixel": (1, 1, 1, 8, 2),
+    "ragged pixels, groups of 10 channels": (1, 2, 45, 40, 4),
+    "more groups than a program takes": (1, 1, 3, 160, 16),
+    "one group wider than a program's share": (1, 2, 5, 144, 1),
+}
+EPS = 1e-5
+
+
+def inputs(entry: Entry, shape: tuple[int, ...], scale: float = 1.0, offset: float = 0.0) -> list[Tensor]:
+    b, length, pixels, c, _ = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(b, length, pixels, c, generator=generator) * scale + offset
+    return rounded(entry, x, torch.randn(c, generator=generator), torch.randn(c, generator=generator))
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    normed = F.group_norm(x.flatten(0, 1).transpose(1, 2), groups, weight, bias, EPS)
+    return F.silu(normed).transpose(1, 2).reshape(x.shape)
+
+
+def forward(entry: Entry, given: list[Tensor], groups: int) -> Tensor:
+    def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+        if entry.form == "reference":
+            out.copy_(reference.group_norm_silu(x, weight, bias, groups, EPS))
+        else:
+            from nuwaxl.kernels.triton import group_norm
+
+            group_norm.forward(x, weight, bias, groups, EPS, out)
+
+    return run(entry, launch, given, 1, given[0].shape)[0]
+
+
+@every_entry
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_it_equals_float64(entry: Entry, shape: tuple[int, ...]) -> None:
+    given = inputs(entry, shape)
+    assert_close(entry, forward(entry, given, shape[4]), exact(*given, shape[4]))
+
+
+@every_entry
+def test_a_mean_far_from_zero_costs_no_precision(entry: Entry) -> None:
+    # Squares of the values lose the variance in float32: mean 3000, deviation 4.
+    given = inputs(entry, (1, 2, 45, 40, 4), scale=4.0, offset=3000.0)
+    found, expected = forward(entry, given, 4), exact(*given, 4)
+    # float32 itself rounds the values' mean to 2e-4, which is 5e-5 deviations.
+    loose = Entry(entry.form, entry.device, entry.dtype, max(entry.tolerance, 1e-4))
+    assert_close(entry if entry.dtype == torch.float64 else loose, found, expected)
+
+
+@every_entry
+def test_values_at_the_end_of_half_precision_are_normed(entry: Entry) -> None:
+    given = inputs(entry, (1, 1, 20, 16, 2), scale=9000.0)
+    given[0].clamp_(-65504.0, 65504.0)
+    assert_close(entry, forward(entry, given, 2), exact(*given, 2))
+
+
+@gpu_entries
+def test_more_frames_than_a_grid_axis_holds(entry: Entry) -> None:
+    given = inputs(entry, (1100, 64, 2, 8, 2))  # 70,400 frames
+    assert_close(entry, forward(entry, given, 2), exact(*given, 2))
+
+
+def test_the_operator_passes_torchs_own_checks() -> None:
+    torch.library.opcheck(ops.group_norm_silu, (torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(8), 2))
+
+
+def test_channels_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(InputError, match="multiple of 3 groups"):
+        ops.group_norm_silu(torch.zeros(1, 2, 3, 8), torch.ones(8), torch.zeros(8), 3)

@@ -1,0 +1,78 @@
+"""Guidance and the sampler's update: every form against float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nuwaxl.errors import InputError
+from nuwaxl.kernels import ops, reference
+
+from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
+
+SHAPES = {
+    "one value": (1, 1, 1, 1, 1),
+    "ragged values": (3, 5, 2, 3, 7),
+    "more values than a program takes": (2, 16, 4, 5, 5),
+}
+
+
+def inputs(entry: Entry, shape: tuple[int, ...]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """x, history, noise, cond, uncond; coefficients and guidance, which are always float32."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = rounded(entry, *(torch.randn(shape, generator=generator) for _ in range(5)))
+    rows = torch.randn(shape[0], 6, generator=generator), 1.0 + 9.0 * torch.rand(shape[0], generator=generator)
+    return tensors, *rows
+
+
+def exact(tensors: list[Tensor], coefficients: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
+    x, history, noise, cond, uncond = tensors
+    results = []
+    for i, (row, scale) in enumerate(zip(coefficients.double(), guidance.double(), strict=True)):
+        pred = uncond[i] + scale * (cond[i] - uncond[i])
+        x0 = row[0] * x[i] + row[1] * pred
+        results.append((row[2] * x[i] + row[3] * x0 + row[4] * history[i] + row[5] * noise[i], x0))
+    x_next, x0 = zip(*results, strict=True)
+    return torch.stack(x_next), torch.stack(x0)
+
+
+def forward(entry: Entry, tensors: list[Tensor], coefficients: Tensor, guidance: Tensor) -> list[Tensor]:
+    rows = coefficients.to(entry.device), guidance.to(entry.device)
+
+    def launch(*tensors: Tensor) -> None:
+        *read, x_next, x0 = tensors
+        if entry.form == "reference":
+            wide = [row.to(x0.dtype) if x0.dtype == torch.float64 else row for row in rows]
+            for out, value in zip((x_next, x0), reference.guided_update(*read, *wide), strict=True):
+                out.copy_(value)
+        else:
+            from nuwaxl.kernels.triton import sampler
+
+            sampler.forward(*read, *rows, x_next, x0)
+
+    return run(entry, launch, tensors, 2, tensors[0].shape)
+
+
+@every_entry
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_both_outputs_equal_float64(entry: Entry, shape: tuple[int, ...]) -> None:
+    given = inputs(entry, shape)
+    for found, expected in zip(forward(entry, *given), exact(*given), strict=True):
+        assert_close(entry, found, expected)
+
+
+@gpu_entries
+def test_more_programs_than_a_grid_axis_holds(entry: Entry) -> None:
+    given = inputs(entry, (70_000, 2, 1, 1, 3))
+    for found, expected in zip(forward(entry, *given), exact(*given), strict=True):
+        assert_close(entry, found, expected)
+
+
+def test_the_operator_passes_torchs_own_checks() -> None:
+    tensors = [torch.randn(2, 3, 4) for _ in range(5)]
+    torch.library.opcheck(ops.guided_update, (*tensors, torch.randn(2, 6), torch.randn(2)))
+
+
+def test_a_missing_guidance_scale_is_refused() -> None:
+    tensors = [torch.zeros(2, 3) for _ in range(5)]
+    with pytest.raises(InputError, match=r"guidance \(2,\)"):
+        ops.guided_update(*tensors, torch.zeros(2, 6), torch.zeros(1))
