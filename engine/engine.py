@@ -84,7 +84,7 @@ class Engine:
             sampler: "dpmpp_2m" or "ddim"; None takes the bundle's.
             policy: "eager" starts a segment when its parent is done, "level" when the whole depth above is
                 (the paper).
-            max_batch: most segments that one device denoises at once; None means 8.
+            max_batch: most segments that one device denoises at once; None means 2.
             negative_prompt: what to be guided away from.
             depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
             progress: called with Progress in the thread that iterates.

@@ -17,8 +17,8 @@ POLICIES: tuple[Policy, ...] = ("level", "eager")
 # (18 hours).
 MAX_FRAMES = 2**20
 
-# Larger batches gain little on a CPU and cost memory in proportion.
-DEFAULT_MAX_BATCH = 8
+# On a CPU larger batches are no faster (docs/bench.md) and cost memory in proportion.
+DEFAULT_MAX_BATCH = 2
 
 
 @dataclass(frozen=True)
