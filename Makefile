@@ -11,6 +11,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # What the native module is made of; other changes need no reinstall, since the package is installed in place.
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/csrc/*)
 CPP_TESTS := $(wildcard tests/cpp/*)
+CPP_EXAMPLE := $(wildcard cmake/* examples/cpp/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,7 +23,7 @@ bench: $(VENV)/.installed  ## render 1024 frames with the demo bundle; leaves ou
 	@mkdir -p out
 	$(BIN)/nuwaxl-bench --frames $(FRAMES) --json out/bench.json --out out/bench.mp4
 
-test: lint cpp-test cpp-sanitize  ## run all checks and all tests but the slow ones
+test: lint cpp-test cpp-sanitize cpp-example  ## run all checks and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PYTEST_PARALLEL)
 
 test-slow: $(VENV)/.installed-dev  ## run the slow tests
@@ -36,13 +37,14 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 
 cpp-test: build/cpp/plain.passed  ## the C++ tests
 cpp-sanitize: build/cpp/address.passed build/cpp/thread.passed  ## the C++ tests under ASan + UBSan, and under TSan
+cpp-example: build/cpp/example.passed  ## install the C++ library below build/, and build and run the example on it
 
 clean:  ## remove what was built; .venv and out/ stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .NOTPARALLEL:
-.PHONY: help bench test test-slow lint cpp-test cpp-sanitize clean
+.PHONY: help bench test test-slow lint cpp-test cpp-sanitize cpp-example clean
 
 # A file of tests stays in one process, so that what its tests share is made once.
 PYTEST_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
@@ -74,4 +76,16 @@ build/cpp/%.passed: $(VENV)/.installed-dev CMakeLists.txt $(wildcard engine/csrc
 	  -DNUWAXL_MODULE=OFF -DNUWAXL_TESTS=ON -DNUWAXL_SANITIZE=$(SANITIZE_$*)
 	$(BIN)/cmake --build build/cpp/$*
 	$(BIN)/ctest --test-dir build/cpp/$* --output-on-failure --no-tests=error
+	@touch $@
+
+# The example sees what is installed, as another program would, and nothing of the source tree.
+build/cpp/example.passed: export PATH := $(CURDIR)/$(BIN):$(PATH)
+build/cpp/example.passed: $(VENV)/.installed-dev $(NATIVE) $(CPP_EXAMPLE)
+	rm -rf build/cpp/prefix
+	cmake -S . -B build/cpp/library -G Ninja -DNUWAXL_MODULE=OFF
+	cmake --build build/cpp/library
+	cmake --install build/cpp/library --component cpp --prefix build/cpp/prefix
+	cmake -S examples/cpp -B build/cpp/example -G Ninja -DCMAKE_PREFIX_PATH=$(CURDIR)/build/cpp/prefix
+	cmake --build build/cpp/example
+	build/cpp/example/own_devices
 	@touch $@

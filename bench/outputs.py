@@ -17,14 +17,25 @@ class Outputs:
     json: Path | None
     video: Path | None
     sheet: Path | None
+    trace: Path | None
+    report: Path | None
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Those asked for."""
-        return tuple(path for path in (self.json, self.video, self.sheet) if path is not None)
+        paths = (self.json, self.video, self.sheet, self.trace, self.report)
+        return tuple(path for path in paths if path is not None)
 
 
-def check_outputs(json: str | None, video: str | None, sheet: str | None, story: str | None) -> Outputs:
+def check_outputs(
+    *,
+    json: str | None = None,
+    video: str | None = None,
+    sheet: str | None = None,
+    trace: str | None = None,
+    report: str | None = None,
+    story: str | None = None,
+) -> Outputs:
     """Check that every file can be written, leaving nothing there. A video brings a sheet with it, beside it.
 
     Args:
@@ -40,6 +51,8 @@ def check_outputs(json: str | None, video: str | None, sheet: str | None, story:
         json=None if json is None else _check_file(json),
         video=None if video is None else check_output(video),
         sheet=None if sheet is None else _check_file(sheet, ".png"),
+        trace=None if trace is None else _check_file(trace),
+        report=None if report is None else _check_file(report, ".html"),
     )
     names = [_real(path) for path in (*outputs.paths, *([] if story is None else [Path(story)]))]
     for name in names:

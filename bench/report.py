@@ -1,11 +1,13 @@
 """The result of a bench run: as a JSON document, and as a few lines to read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nuwaxl.bench.costs import measured_costs, schedule_figures
 from nuwaxl.bench.measure import diffusion_times_s, lower_bound_s, percentiles
+from nuwaxl.bench.scaling import SimulatedPoint
 from nuwaxl.engine import RenderStats
 from nuwaxl.engine.stats import BatchRecord
 
@@ -33,9 +35,13 @@ class Result:
     step_ms: dict[str, float]
     lower_bound_s: float
     efficiency: float
+    schedule: dict[str, float]
+    cost_model: dict[str, Any]
     peak_rss_mib: float
     versions: dict[str, str]
     bundle_sha256: str
+    simulate: list[dict[str, float]] | None = None
+    compare: dict[str, dict[str, float]] | None = None
 
     @classmethod
     def of(
@@ -43,6 +49,7 @@ class Result:
     ) -> "Result":
         """The result of a finished render."""
         alone_s, cheapest_s = diffusion_times_s(stats.steps_ms, stats.steps)
+        costs = measured_costs(stats)
         bound_s = lower_bound_s(stats.depths, len(stats.devices), alone_s, cheapest_s)
         return cls(
             schema=SCHEMA,
@@ -62,6 +69,8 @@ class Result:
             step_ms=percentiles([call.ms for call in stats.steps_ms]),
             lower_bound_s=bound_s,
             efficiency=bound_s / stats.wall_s,
+            schedule=schedule_figures(stats, costs),
+            cost_model=costs.table(),
             peak_rss_mib=peak_rss_mib,
             versions=dict(versions),
             bundle_sha256=bundle_sha256,
@@ -69,7 +78,7 @@ class Result:
 
     def to_json(self) -> str:
         """The document. Times are rounded to microseconds; a batch takes one line."""
-        table = _rounded(asdict(self))
+        table = {key: value for key, value in _rounded(asdict(self)).items() if value is not None}
         batches = ",\n".join(f"  {json.dumps(batch)}" for batch in table["batches"])
         lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items()]
         lines[list(table).index("batches")] = f' "batches": [\n{batches}\n ]'
@@ -90,11 +99,48 @@ class Result:
             f"policy {self.policy}",
             "step": f"{steps_ms} ms",
             "efficiency": f"{self.efficiency:.1%} of the lower bound, {self.lower_bound_s:.1f} s",
+            "schedule": f"{self.schedule['makespan_s']:.1f} s, {self.schedule['ratio']:.3f} times the bound that these "
+            f"costs leave, {self.schedule['lower_bound_s']:.1f} s",
             "peak memory": f"{self.peak_rss_mib:.0f} MiB",
             "bundle": f"{self.bundle_sha256[:12]}, nuwaxl {self.versions['nuwaxl']}, "
             f"onnxruntime {self.versions['onnxruntime']}",
         }
         return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
+
+
+def point_tables(
+    points: Sequence[SimulatedPoint], executed: Mapping[int, float] | None = None
+) -> list[dict[str, float]]:
+    """Simulated points as they stand in the JSON document: keys without a value are left out; `executed_s` is what
+    the render took that was run on as many devices."""
+    tables = []
+    for point in points:
+        table = {key: value for key, value in asdict(point).items() if value is not None}
+        if executed and point.devices in executed:
+            table["executed_s"] = executed[point.devices]
+        tables.append({key: _rounded(value) for key, value in table.items()})
+    return tables
+
+
+def print_points(points: Sequence[Mapping[str, float]] | None) -> None:
+    """The simulated points as a table for people."""
+    if not points:
+        return
+    columns = {
+        "devices": "{:d}",
+        "makespan_s": "{:.2f} s",
+        "lower_bound_s": "{:.2f} s",
+        "efficiency": "{:.1%}",
+        "ar_makespan_s": "{:.2f} s",
+        "reduction": "{:.2%}",
+        "executed_s": "{:.2f} s",
+    }
+    shown = [name for name in columns if any(name in point for point in points)]
+    rows = [[columns[name].format(point[name]) if name in point else "" for name in shown] for point in points]
+    titles = [name.removesuffix("_s").replace("_", " ") for name in shown]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    for row in [titles, *rows]:
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
 
 
 def _rounded(value: Any) -> Any:

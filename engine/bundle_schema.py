@@ -14,12 +14,12 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-ScheduleName = Literal["scaled_linear", "linear", "cosine"]
+ScheduleName = Literal["scaled_linear", "linear", "cosine", "zero_terminal_snr"]
 PredictionName = Literal["v", "eps"]
-SamplerName = Literal["dpmpp_2m", "ddim"]
-SCHEDULES: tuple[ScheduleName, ...] = ("scaled_linear", "linear", "cosine")
+SamplerName = Literal["dpmpp_2m", "ddim", "ddpm"]
+SCHEDULES: tuple[ScheduleName, ...] = ("scaled_linear", "linear", "cosine", "zero_terminal_snr")
 PREDICTIONS: tuple[PredictionName, ...] = ("v", "eps")
-SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim")
+SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim", "ddpm")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """nuwaxl-render: a story in, an mp4 file out."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
 
 from nuwaxl.cli import Parser, non_negative_float, positive_int, run, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
 from nuwaxl.engine.engine import Engine
+from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs, summary
 from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES
 from nuwaxl.engine.story import Story
+from nuwaxl.errors import InputError, RenderError
 
 PROG = "nuwaxl-render"
 
@@ -27,16 +32,35 @@ A story is a .toml file of scenes, each with the frame it starts at and its prom
   at = 200
   prompt = "he sits down on a bench"
 
-or a .jsonl file of captions, one {"frame": 0, "text": "..."} a line."""
+or a .jsonl file of captions, one {"frame": 0, "text": "..."} a line.
+
+With --jobs many stories are rendered together, which fills the devices better than one after another. A line of the
+jobs file is one video:
+
+  {"story": "a.toml", "frames": 512, "out": "a.mp4", "seed": 1, "steps": 10, "guidance": 2.0}
+
+seed, steps and guidance are optional; story is relative to the jobs file, out lies below --out-dir. A job that fails
+leaves the others alone; summary.json in --out-dir says how each fared."""
 
 _EPILOG = """\
-exit status: 0 the video was written, 1 the render failed, 2 bad arguments or input, 130 interrupted"""
+exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return run(PROG, lambda: _render(arguments))
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.jobs is None:
+        if arguments.story is None or arguments.out is None or arguments.out_dir is not None:
+            parser.error("expected a STORY and --out FILE, or --jobs FILE and --out-dir DIR; found something else")
+        return run(PROG, lambda: _render(arguments))
+    of_one_story = ("story", "frames", "out", "seed", "steps", "guidance", "sampler", "depth", "negative_prompt")
+    if wrong := [name for name in of_one_story if getattr(arguments, name) not in (None, "")]:
+        name = "STORY" if wrong[0] == "story" else "--" + wrong[0].replace("_", "-")
+        parser.error(f"expected {name} in the lines of the jobs file; found it beside --jobs; remove it")
+    if arguments.out_dir is None:
+        parser.error("expected --out-dir DIR with --jobs; found none")
+    return run(PROG, lambda: _render_jobs(arguments))
 
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +70,8 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         default="cpu",
         metavar="LIST",
-        help="cpu: one worker with all cores; cpu:2: two that share them",
+        help="cpu: one worker with all cores; cpu:2: two that share them; "
+        "ray: every device of a Ray cluster; ray:2: two of them",
     )
     parser.add_argument("--seed", type=seed, metavar="N", help="seed of the noise (default: the story's, else 0)")
     parser.add_argument(
@@ -59,13 +84,14 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default="eager",
-        help="eager: a segment starts when its parent is done (default); level: when the depth above is",
+        help="eager: a segment starts when its parent is done (default); level: when the depth above is; "
+        "latency: eager, first frames first",
     )
     parser.add_argument(
         "--max-batch",
         type=positive_int,
         metavar="N",
-        help=f"most segments denoised at once on a device (default: {DEFAULT_MAX_BATCH})",
+        help=f"most segments denoised at once on a device; measured costs choose (default: {DEFAULT_MAX_BATCH})",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")
     parser.add_argument(
@@ -78,9 +104,11 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("story", metavar="STORY", help="the story, .toml or .jsonl")
+    parser.add_argument("story", nargs="?", metavar="STORY", help="the story, .toml or .jsonl")
     parser.add_argument("--frames", type=positive_int, metavar="N", help="number of frames (default: the story's)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the .mp4 file to write")
+    parser.add_argument("--out", metavar="FILE", help="the .mp4 file to write")
+    parser.add_argument("--jobs", metavar="FILE", help="render many stories together: a .jsonl file, a job a line")
+    parser.add_argument("--out-dir", metavar="DIR", help="with --jobs: the folder of the videos and of summary.json")
     add_render_arguments(parser)
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to be guided away from")
     return parser
@@ -106,6 +134,36 @@ def _render(arguments: argparse.Namespace) -> None:
         video.save(out)
     stats = video.stats
     print(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
+
+
+def _render_jobs(arguments: argparse.Namespace) -> None:
+    out_dir = Path(arguments.out_dir)
+    jobs = read_jobs(Path(arguments.jobs), out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {out_dir} that can be made", found=str(error), fix="give another --out-dir"
+        ) from error
+    started = perf_counter()
+    with Engine.open(arguments.bundle, devices=arguments.devices) as engine, ProgressBars() as bars:
+        outcomes = render_jobs(
+            engine, jobs, policy=arguments.policy, max_batch=arguments.max_batch, progress=bars, on_end=_print_outcome
+        )
+    document = summary(Path(arguments.jobs), outcomes, perf_counter() - started, engine.bundle.sha256)
+    try:
+        (out_dir / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RenderError(f"writing {out_dir / 'summary.json'} failed: {error}; make room or free the name") from error
+    done, failed = document["done"], document["failed"]
+    print(f"{out_dir}: {done} videos, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
+    if failed:
+        raise RenderError(f"{failed} of {len(jobs)} jobs failed; {out_dir / 'summary.json'} says why")
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        print(f"job on line {outcome.line} failed: {outcome.error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

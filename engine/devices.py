@@ -1,14 +1,29 @@
 """Devices as the user names them, and the workers they mean."""
 
 import os
+import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nuwaxl.errors import InputError
 
 MAX_WORKERS = 64
+MAX_ACTORS = 1024
 
-_AVAILABLE = 'this version runs on the CPU: use "cpu" for one worker, or "cpu:N" for N workers that share the cores'
+_AVAILABLE = (
+    'this version runs on the CPU: use "cpu" for one worker, "cpu:N" for N workers that share the cores, or, alone, '
+    '"ray" or "ray:N" for those of a Ray cluster'
+)
+
+
+def processor() -> str:
+    """This machine's processor, as far as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{platform.machine()} {name}"
 
 
 @dataclass(frozen=True)
@@ -16,14 +31,21 @@ class Worker:
     """One worker: the thread that runs batches, on one device.
 
     Attributes:
-        name: what statistics call it, "cpu#0", "cpu#1", ...
+        name: what statistics call it, "cpu#0", "cpu#1", ...; "ray#0", ... on a cluster.
         threads: how many cores its inference runtime may use.
         alone: no other worker shares the machine, so idle threads may spin.
+        processor: of the machine it is on.
     """
 
     name: str
     threads: int
     alone: bool
+    processor: str = field(default_factory=processor)
+
+    @property
+    def description(self) -> str:
+        """What its speed depends on, for costs that are kept."""
+        return f"{self.processor}, {self.threads} threads, {'alone' if self.alone else 'shared'}"
 
 
 def parse_devices(devices: str) -> tuple[Worker, ...]:
@@ -38,7 +60,7 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
     for item in devices.split(",") if isinstance(devices, str) else [repr(devices)]:
         match = re.fullmatch(r"cpu(?::([0-9]+))?", item.strip())
         if match is None:
-            raise InputError(expected="devices: cpu or cpu:N", found=_found(item.strip()), fix=_AVAILABLE)
+            raise InputError(expected="devices: cpu, cpu:N, ray or ray:N", found=_found(item.strip()), fix=_AVAILABLE)
         count += int(match[1]) if match[1] else 1
         if match[1] and int(match[1]) == 0:
             raise InputError(expected="devices: at least one worker", found=item.strip(), fix=_AVAILABLE)
@@ -49,6 +71,32 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
             fix=f'use "cpu:{cores}", one a core',
         )
     return tuple(Worker(f"cpu#{i}", threads=max(1, cores // count), alone=count == 1) for i in range(count))
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Devices of a Ray cluster: so many, or, where `count` is None, all that fit."""
+
+    count: int | None
+
+
+def parse_ray(devices: str) -> Actors | None:
+    """The actors that "ray" or "ray:N" asks for; None for any other list, which parse_devices reads.
+
+    Raises:
+        InputError: no actor, or more than MAX_ACTORS.
+    """
+    match = re.fullmatch(r"ray(?::([0-9]+))?", devices.strip()) if isinstance(devices, str) else None
+    if match is None:
+        return None
+    count = int(match[1]) if match[1] else None
+    if count is not None and not 1 <= count <= MAX_ACTORS:
+        raise InputError(
+            expected=f"devices: ray:N with N from 1 to {MAX_ACTORS}",
+            found=devices.strip(),
+            fix='use "ray" for all devices of the cluster',
+        )
+    return Actors(count)
 
 
 def available_cores() -> int:

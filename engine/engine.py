@@ -2,25 +2,34 @@
 
 import os
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Literal
+from typing import NoReturn
 
+from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import SamplerName
-from nuwaxl.engine.devices import Worker, parse_devices
-from nuwaxl.engine.render import Render
-from nuwaxl.engine.request import resolve
+from nuwaxl.engine.cancellation import Attempt
+from nuwaxl.engine.costs import device_costs
+from nuwaxl.engine.devices import Worker, parse_devices, parse_ray
+from nuwaxl.engine.process import HomeProcess
+from nuwaxl.engine.render import Device, Render
+from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
 from nuwaxl.engine.runners.base import Runner
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.engine.video import Video
-from nuwaxl.errors import InputError
+from nuwaxl.engine.videos import Videos
+from nuwaxl.errors import InputError, RenderCancelled, RenderError
 
 
 class Engine:
-    """Renders stories. Use Engine.open; a `with` block closes it.
+    """Renders stories, one render at a time. Use Engine.open; a `with` block closes it.
+
+    Every method may be called from any thread of the process that opened it. Several engines may live in one process.
 
     Attributes:
         bundle: the model.
@@ -34,8 +43,12 @@ class Engine:
         self.workers = workers
         self._runners = runners
         self._tokenizer = PromptTokenizer(bundle.tokenizer, network.prompt_tokens)
-        self._rendering = threading.Lock()
+        self._process = HomeProcess()
         self._closed = False
+        # Held while the runners change hands, and while costs are measured.
+        self._runners_lock = threading.Lock()
+        self._costs: dict[int, list[CostModel]] = {}  # by max_batch
+        self._render: Render | None = None
 
     @classmethod
     def open(cls, bundle: str | os.PathLike[str] | Bundle | None = None, devices: str = "cpu") -> "Engine":
@@ -43,17 +56,23 @@ class Engine:
 
         Args:
             bundle: a bundle's directory, a Bundle, or None for the demo bundle that ships in the package.
-            devices: "cpu" is one worker with all cores, "cpu:2" two that share them.
+            devices: "cpu" is one worker with all cores, "cpu:2" two that share them; "ray" is every device of a
+                running Ray cluster, "ray:2" two of them (docs/ray.md).
 
         Raises:
-            InputError: a bundle that is damaged or too new, an unknown device, or no inference runtime
-                installed.
+            InputError: a bundle that is damaged or too new, an unknown device, no inference runtime
+                installed, or no Ray cluster with so much room.
         """
-        workers = parse_devices(devices)
+        actors = parse_ray(devices)
+        workers = () if actors else parse_devices(devices)
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(demo_bundle() if bundle is None else bundle)
-        runners = tuple(OnnxRuntimeRunner(bundle, worker) for worker in workers)
-        return cls(bundle, workers, runners)
+        if actors is None:
+            return cls(bundle, workers, tuple(OnnxRuntimeRunner(bundle, worker) for worker in workers))
+        # Ray is an extra, and few need it.
+        from nuwaxl.engine.runners.ray_cluster import open_runners
+
+        return cls(bundle, *open_runners(bundle, actors))
 
     def render(
         self,
@@ -64,10 +83,11 @@ class Engine:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: SamplerName | None = None,
-        policy: Literal["level", "eager"] = "eager",
+        policy: Policy = "eager",
         max_batch: int | None = None,
         negative_prompt: str = "",
         depth: int | None = None,
+        method: Method = "tree",
         progress: ProgressCallback | None = None,
     ) -> Video:
         """A video of the story. Arguments are checked now; the work is done when it is iterated or saved.
@@ -81,57 +101,161 @@ class Engine:
             steps: denoising steps a segment; None takes the bundle's.
             guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt; None takes the
                 bundle's.
-            sampler: "dpmpp_2m" or "ddim"; None takes the bundle's.
+            sampler: "dpmpp_2m", "ddim" or "ddpm"; None takes the bundle's.
             policy: "eager" starts a segment when its parent is done, "level" when the whole depth above is
-                (the paper).
-            max_batch: most segments that one device denoises at once; None means 2.
+                (the paper); "latency" is eager for the first frames first.
+            max_batch: most segments that one device denoises at once; the measured costs choose among those. None
+                means 16.
             negative_prompt: what to be guided away from.
             depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
-            progress: called with Progress in the thread that iterates.
+            method: "tree" is Diffusion over Diffusion; "autoregressive" the baseline it is compared with, a window
+                after another, each given the last frame of the one before.
+            progress: called with Progress in the thread that iterates; what it raises ends the render, and is raised
+                by the iteration.
 
         Raises:
             InputError: an argument of the wrong kind or out of its range, or more frames than the tree spans.
         """
-        if self._closed:
-            raise InputError(expected="an open engine", found="a closed one", fix="open it again with Engine.open")
-        if not isinstance(story, Story):
-            raise InputError(
-                expected="a Story", found=type(story).__name__, fix="use Story.load(path) or Story(scenes)"
-            )
-        manifest = self.bundle.manifest
-        request = resolve(
-            manifest,
-            story,
-            frames=frames,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            policy=policy,
-            max_batch=max_batch,
-            negative_prompt=negative_prompt,
-            depth=depth,
-        )
-        names = [worker.name for worker in self.workers]
-        runners = list(zip(names, self._runners, strict=True))
-
-        def begin() -> Render:
-            return Render(manifest.network, self._tokenizer, runners, story, request, progress)
-
+        task = Task(story, frames, seed, steps, guidance, sampler, negative_prompt, depth, method)
+        request, schedule = self.resolve(task), resolve_schedule(policy, max_batch)
         return Video(
-            begin,
-            self._rendering,
-            frames=request.frames,
-            height=manifest.network.height,
-            width=manifest.network.width,
+            lambda attempt: self._begin(attempt, [(task, request)], schedule, progress),
+            request=request,
+            schedule=schedule,
+            devices=[worker.name for worker in self.workers],
+            height=self.bundle.manifest.network.height,
+            width=self.bundle.manifest.network.width,
             fps=story.fps,
         )
 
+    def render_many(
+        self,
+        stories: Sequence[Story | Task],
+        *,
+        policy: Policy = "eager",
+        max_batch: int | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Videos:
+        """Videos of several stories, rendered together: batches are filled across them.
+
+        Args:
+            stories: what to render; a Task says more than the story does.
+            policy, max_batch, progress: as for render; progress counts over all videos.
+
+        Raises:
+            InputError: nothing to render, or an argument of the wrong kind or out of its range, with the number of
+                its task.
+        """
+        tasks = [story if isinstance(story, Task) else Task(story) for story in stories]
+        if not tasks:
+            raise InputError(expected="at least one story", found="none", fix="give a story")
+        resolved = []
+        for number, task in enumerate(tasks):
+            try:
+                resolved.append((task, self.resolve(task)))
+            except InputError as error:
+                raise InputError(
+                    expected=f"in task {number}, {error.expected}", found=error.found, fix=error.fix
+                ) from error
+        schedule = resolve_schedule(policy, max_batch)
+        return Videos(
+            lambda attempt: self._begin(attempt, resolved, schedule, progress),
+            resolved,
+            height=self.bundle.manifest.network.height,
+            width=self.bundle.manifest.network.width,
+        )
+
+    def resolve(self, task: Task) -> Request:
+        """The task with every default filled in, checked; nothing is rendered.
+
+        Raises:
+            InputError: a value of the wrong kind or out of its range, or a closed engine.
+        """
+        self._check_open()
+        return resolve(self.bundle.manifest, task)
+
+    def costs(self, max_batch: int | None = None) -> list[CostModel]:
+        """Seconds of a denoising step by batch size, one model a worker: kept from before, or measured now.
+
+        Raises:
+            InputError: max_batch is not a number of at least 1, or a closed engine.
+            RenderError: they must be measured, and that failed or the engine is rendering.
+        """
+        self._check_open()
+        largest = resolve_schedule(max_batch=max_batch).max_batch
+        with self._runners_lock:
+            if largest not in self._costs:
+                self._check_idle()
+            return list(self._known_costs(largest, self._check_open))
+
+    def _known_costs(self, largest: int, check: Callable[[], None]) -> list[CostModel]:
+        if largest not in self._costs:
+            descriptions = [worker.description for worker in self.workers]
+            self._costs[largest] = device_costs(self.bundle, self._runners, descriptions, largest, check)
+        return self._costs[largest]
+
+    @contextmanager
+    def _begin(
+        self,
+        attempt: Attempt,
+        tasks: Sequence[tuple[Task, Request]],
+        schedule: Schedule,
+        progress: ProgressCallback | None,
+    ) -> Iterator[Render]:
+        """One render, which has the engine until it is over."""
+
+        def check() -> None:
+            attempt.check()
+            if self._closed:
+                raise RenderCancelled("expected an open engine; found it closed; open it again and render again")
+
+        self._check_open()
+        with self._runners_lock:
+            self._check_open()
+            self._check_idle()
+            devices = [
+                Device(worker.name, runner, cost)
+                for worker, runner, cost in zip(
+                    self.workers, self._runners, self._known_costs(schedule.max_batch, check), strict=True
+                )
+            ]
+            render = Render(self.bundle.manifest.network, self._tokenizer, devices, tasks, schedule, progress)
+            self._render = render
+        try:
+            yield render
+        finally:
+            self._render = None
+
+    def _check_idle(self) -> None:
+        if self._render is not None:
+            raise RenderError(
+                "expected an idle engine; found one that is rendering; finish or close the other one first"
+            )
+
+    def _check_open(self) -> None:
+        self._process.check()
+        if self._closed:
+            raise InputError(expected="an open engine", found="a closed one", fix="open it again with Engine.open")
+
     def close(self) -> None:
-        """Free the runners. A render that has begun must be finished or closed before."""
+        """Free the runners, from any thread. A render under way is cancelled, within one denoising step; its iteration
+        raises RenderCancelled. Of no effect a second time, and in a forked process."""
+        if not self._process.here:
+            return
         self._closed = True
-        for runner in self._runners:
-            runner.close()
+        with self._runners_lock:
+            if (render := self._render) is not None:
+                render.cancel()
+                render.join()
+            for runner in self._runners:
+                runner.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            expected="an engine to stay in the process that opened it",
+            found="one that is pickled, or sent to another process",
+            fix="send the bundle's path and the devices, and call Engine.open there",
+        )
 
     def __enter__(self) -> "Engine":
         return self

@@ -20,40 +20,37 @@ class FrameStore:
     def __init__(self, plan: Plan, network: Network) -> None:
         self._plan = plan
         self._rows = np.unique(np.concatenate([plan.frames_of(segment) for segment in range(len(plan))]))
-        shape = (network.latent_channels, network.latent_height, network.latent_width)
-        self.latents: Latents = np.zeros((len(self._rows), *shape), dtype=np.float32)
-        ends = np.zeros((network.length, 1, *shape[1:]), dtype=np.float32)
-        ends[[0, -1]] = 1
-        self._masks = (np.zeros_like(ends), ends)
+        self._shape = (network.latent_channels, network.latent_height, network.latent_width)
+        self.latents: Latents = np.zeros((len(self._rows), *self._shape), dtype=np.float32)
 
     @property
     def last_frame(self) -> int:
         """The last frame that the plan generates."""
         return int(self._rows[-1])
 
-    def condition(self, segments: list[int]) -> tuple[Latents, Latents]:
-        """What is known of segments beforehand: x_0^c (b, L, c, h, w) and x_0^m (b, L, 1, h, w).
+    def shape_of(self, frames: int) -> tuple[int, ...]:
+        """Shape of the latents of so many frames, (frames, c, h, w)."""
+        return (frames, *self._shape)
 
-        Nothing for the global diffusion; for a local one the first and the last frame, which the parent made
+    def condition(self, segment: int) -> tuple[Latents, Latents]:
+        """What is known of a segment beforehand: x_0^c (L, c, h, w) and x_0^m (L, 1, h, w).
+
+        Nothing for the first; else the frames that its parent made, of a local diffusion the first and the last
         (paper, section 3.2).
         """
-        length = self._plan.length
-        condition = np.zeros((len(segments), length, *self.latents.shape[1:]), dtype=np.float32)
-        mask = np.stack([self._masks[self._plan.segment(segment).depth > 0] for segment in segments])
-        for slot, segment in enumerate(segments):
-            if self._plan.segment(segment).depth > 0:
-                condition[slot, [0, -1]] = self.gather(self._plan.frames_of(segment)[[0, -1]])
+        length, known = self._plan.length, self._plan.known(segment)
+        condition = np.zeros((length, *self._shape), dtype=np.float32)
+        mask = np.zeros((length, 1, *self._shape[1:]), dtype=np.float32)
+        if known:
+            condition[known] = self.gather(self._plan.frames_of(segment)[known])
+            mask[known] = 1
         return condition, mask
 
-    def put(self, segments: list[int], latents: Latents) -> None:
-        """Keep what segments generated, latents (b, L, c, h, w).
-
-        All frames of the global diffusion, the interior of a local one: its ends stay as its parent made
-        them.
-        """
-        for segment, made in zip(segments, latents, strict=True):
-            inner = slice(1, -1) if self._plan.segment(segment).depth > 0 else slice(None)
-            self.latents[self._row(self._plan.frames_of(segment)[inner])] = made[inner]
+    def put(self, segment: int, latents: Latents) -> None:
+        """Keep what a segment generated, latents (L, c, h, w); what it knew stays as its parent made it."""
+        made = np.ones(self._plan.length, dtype=bool)
+        made[self._plan.known(segment)] = False
+        self.latents[self._row(self._plan.frames_of(segment)[made])] = latents[made]
 
     def gather(self, frames: NDArray[np.int64]) -> Latents:
         """Latents of some frames, (n, c, h, w)."""

@@ -171,6 +171,9 @@ def _diffusion(diffusion: Diffusion, where: str) -> Diffusion:
             f"{diffusion.train_steps}, {diffusion.beta_start}, {diffusion.beta_end}",
             _REEXPORT,
         )
+    if diffusion.schedule == "zero_terminal_snr" and diffusion.prediction == "eps":
+        # Where x is all noise, the noise says nothing of x0.
+        raise _bad(f"prediction v with the schedule zero_terminal_snr in {where}", "eps", _REEXPORT)
     return diffusion
 
 

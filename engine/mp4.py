@@ -37,7 +37,9 @@ def check_output(path: str | os.PathLike[str]) -> Path:
 
 
 class Mp4Writer:
-    """A context that writes frames to an mp4 file (H.264, 4:2:0), under another name until all went well.
+    """Writes frames to an mp4 file (H.264, 4:2:0), under another name until all went well.
+
+    A context; or open, write, and then finish or abort.
 
     Args:
         path: the file to write; one that exists is replaced at the end.
@@ -61,6 +63,10 @@ class Mp4Writer:
         self._rate = Fraction(fps).limit_denominator(1001)
 
     def __enter__(self) -> "Mp4Writer":
+        return self.open()
+
+    def open(self) -> "Mp4Writer":
+        """Make the unfinished file."""
         self._part = _unfinished(self._path)
         try:
             self._container = av.open(str(self._part), "w", format="mp4")
@@ -86,21 +92,28 @@ class Mp4Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-            else:
-                self._container.close()
-        finally:
-            self._part.unlink(missing_ok=True)
+        if kind is None:
+            self.finish()
+        else:
+            self.abort()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Complete the file and give it its name."""
         try:
             self._container.mux(self._stream.encode(None))
             self._container.close()
             self._part.replace(self._path)
         except (OSError, av.FFmpegError) as error:
             raise self._failed(error) from error
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def abort(self) -> None:
+        """Leave no file."""
+        try:
+            self._container.close()
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def _failed(self, error: Exception) -> RenderError:
         return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")

@@ -1,187 +1,339 @@
-"""One render: workers run batches from the scheduler, the caller's thread takes the clips in order."""
+"""A render of one or many stories: workers run what the scheduler hands out, the caller's thread takes the clips."""
 
 import threading
+from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
 
-import numpy as np
-
-from nuwaxl.engine._core import Scheduler, Work
+from nuwaxl.engine._core import CostModel, Scheduler
+from nuwaxl.engine.batch import Batch, Item
 from nuwaxl.engine.bundle_schema import Network
-from nuwaxl.engine.frames import FrameStore
-from nuwaxl.engine.request import Request
+from nuwaxl.engine.events import Ended, Taken
+from nuwaxl.engine.job import Clip, Job
+from nuwaxl.engine.process import HomeProcess
+from nuwaxl.engine.request import Request, Schedule, Task
 from nuwaxl.engine.runners.base import Runner
-from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder, RenderStats
-from nuwaxl.engine.story import Story
+from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
 from nuwaxl.engine.text import PromptTokenizer
-from nuwaxl.engine.windows import decode_windows
-from nuwaxl.engine.work import Clip, Prompts, decode, diffuse
-from nuwaxl.errors import RenderError
+from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
 
-_TEXT_BATCH = 16
+# Renders that a forked process inherited: the locks of their schedulers may be held by threads that it has not, so that
+# even freeing them would wait for ever.
+_INHERITED: list["Render"] = []
+
+
+@dataclass(frozen=True)
+class Device:
+    """A runner as the render sees it: what statistics call it, and how long its steps take."""
+
+    name: str
+    runner: Runner
+    cost: CostModel
 
 
 class Render:
-    """Runs once: iterate over clips(), then ask for stats().
+    """Runs once: iterate over events().
 
-    Workers share the scheduler, the frame store and a dictionary of finished clips. The scheduler hands out
-    work and keeps the number of decoded clips that nobody has taken small, so memory does not grow with the
-    number of frames beyond the latents. `progress` is called in the thread that takes the clips.
+    Workers share the scheduler and the jobs. The scheduler keeps the number of decoded clips that nobody has taken
+    small, and only so many jobs are open as keep the devices full, so memory grows neither with the number of frames
+    beyond the latents nor with the number of jobs. `progress` is called in the thread that takes the events.
     """
 
     def __init__(
         self,
         network: Network,
         tokenizer: PromptTokenizer,
-        runners: Sequence[tuple[str, Runner]],
-        story: Story,
-        request: Request,
+        devices: Sequence[Device],
+        tasks: Sequence[tuple[Task, Request]],
+        schedule: Schedule,
         progress: ProgressCallback | None = None,
     ) -> None:
+        self.recorder = Recorder()
+        self._network = network
         self._tokenizer = tokenizer
-        self._runners = runners
-        self._story = story
-        self._request = request
+        self._devices = devices
+        self._tasks = tasks
         self._progress = progress
-        self._recorder = Recorder()
-        self._store = FrameStore(request.plan, network)
-        self._windows = decode_windows(request.frames, network.length, network.decode_overlap)
         self._scheduler = Scheduler(
-            request.plan,
-            policy=request.policy,
-            devices=len(runners),
-            max_batch=request.max_batch,
-            decode_windows=[window.needs for window in self._windows],
-            decode_ahead=2 * len(runners),
+            policy=schedule.policy, devices=[device.cost for device in devices], max_batch=schedule.max_batch
         )
-        # Guards the four below; notified when a step, a clip or a failure is there.
-        self._changed = threading.Condition()
-        self._clips: dict[int, Clip] = {}
+        # Every job starts with one segment alone, so as many jobs as segments under way keep all devices full.
+        self._most_open = 1 + sum(device.cost.best_batch(schedule.max_batch) for device in devices)
+        self._threads: list[threading.Thread] = []
+        self._process = HomeProcess()
+        self._admitted = 0
+        self._open: dict[int, float] = {}  # jobs of which clips are awaited: when they were admitted
+        self._steps_total = sum(len(request.plan) * request.steps for _, request in tasks)
+        self._frames_total = sum(request.frames for _, request in tasks)
+        # Put something in when a step, a clip or a failure is there. No condition variable: Ctrl-C inside of its Python
+        # code can leave its lock taken for ever, which cannot happen to a queue and a lock made in C.
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        # Guards those below.
+        self._lock = threading.RLock()
+        self._jobs: dict[int, Job] = {}
+        self._clips: dict[tuple[int, int], Clip] = {}  # by job and window
+        self._news: deque[int] = deque()  # jobs of which a clip was decoded, or that failed
+        self._failures: dict[int, RenderError] = {}
         self._steps_done = 0
-        self._failure: BaseException | None = None
-        self._failed_at = ""
+        self._texts_done = 0
+        self._cancelled = False
+        self._devices_lost: RenderError | None = None  # all of them
 
-    def clips(self) -> Generator[Clip, None, None]:
-        """The video's clips in order. Leaving the iteration early, however, stops and joins the workers.
+    def events(self) -> Generator[Taken | Ended, None, None]:
+        """The clips of every job in order, those of different jobs as they come, and the end of every job.
+
+        Leaving the iteration early stops and joins the workers.
 
         Raises:
-            RenderError: a worker failed; its exception is the cause.
+            InputError: this process was forked from that of the render.
+            RenderCancelled: cancel() was called.
         """
-        prompts = self._encode_text()
-        threads = [
-            # Daemons: an iteration that is abandoned but never closed must not keep the interpreter from
-            # exiting.
-            threading.Thread(target=self._work, args=(number, prompts), name=f"nuwaxl {name}", daemon=True)
-            for number, (name, _) in enumerate(self._runners)
+        self._threads = [
+            # Daemons: an iteration that is abandoned but never closed must not keep the interpreter from exiting.
+            threading.Thread(target=self._work, args=(number,), name=f"nuwaxl {device.name}", daemon=True)
+            for number, device in enumerate(self._devices)
         ]
+        taken: dict[int, int] = {}  # windows, by job
+        frames_done = 0
         try:
-            for thread in threads:
-                thread.start()
-            for number, window in enumerate(self._windows):
-                clip = self._wait_for(number)
-                self._report("decode", window.first + window.count, self._request.frames)
-                self._scheduler.consumed(number)
-                yield clip
+            with self._lock:
+                self._check_cancelled()
+                for thread in self._threads:
+                    thread.start()
+            self._admit()
+            while self._open:
+                job = self._wait()
+                windows = self._jobs[job].windows
+                while (clip := self._take(job, taken.get(job, 0))) is not None:
+                    frames_done += len(clip.frames)
+                    self._report("decode", frames_done, self._frames_total)
+                    self._scheduler.consumed(job, taken.get(job, 0))
+                    taken[job] = taken.get(job, 0) + 1
+                    yield Taken(job, clip)
+                    del clip
+                if job in self._failures or taken.get(job, 0) == len(windows):
+                    yield self._end(job)
+                    self._admit()
         finally:
+            if self._process.here:
+                self._scheduler.stop()
+                self.join()
+            else:
+                _INHERITED.append(self)
+
+    def join(self) -> None:
+        """Wait until the workers of a cancelled render have ended."""
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
+
+    def fail(self, job: int, error: RenderError) -> None:
+        """Give a job up, whose clips nobody can use: events() goes on with the others."""
+        with self._lock:
+            if job not in self._failures and job in self._jobs:
+                self._failures[job] = error
+                self._news.append(job)
+                self._scheduler.fail(job)
+            self._notify()
+
+    def cancel(self) -> None:
+        """Stop, from any thread: events() raises RenderCancelled within one denoising step."""
+        if not self._process.here:
+            return
+        with self._lock:
+            self._cancelled = True
+            self._notify()
             self._scheduler.stop()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
 
-    def stats(self) -> RenderStats:
-        """Measurements, once the last clip has been taken."""
-        request, names = self._request, [name for name, _ in self._runners]
-        return RenderStats(
-            frames=request.frames,
-            depths=list(request.plan.counts),
-            steps=request.steps,
-            guidance=request.guidance,
-            seed=request.seed,
-            policy=request.policy,
-            max_batch=request.max_batch,
-            sampler=request.sampler,
-            devices=names,
-            wall_s=self._recorder.now(),
-            phases_s=self._recorder.phases_s(encode_s=0.0),
-            device_busy_s=self._recorder.device_busy_s(names),
-            batches=list(self._recorder.batches),
-            steps_ms=list(self._recorder.steps_ms),
-        )
+    def _admit(self) -> None:
+        """Open jobs until enough are."""
+        while self._admitted < len(self._tasks) and len(self._open) < self._most_open:
+            task, request = self._tasks[self._admitted]
+            job = Job(self._network, self._tokenizer, task.story, request)
+            with self._lock:
+                self._check_cancelled()
+                self._jobs[self._admitted] = job
+                self._open[self._admitted] = self.recorder.now()
+                if self._devices_lost is not None:
+                    self._failures[self._admitted] = self._devices_lost
+                    self._news.append(self._admitted)
+                else:
+                    # Numbers jobs from 0 in the order they are added, as we do.
+                    self._scheduler.add(
+                        request.plan,
+                        steps=request.steps,
+                        decode_windows=[window.needs for window in job.windows],
+                        decode_ahead=2 * len(self._devices),
+                    )
+            self._admitted += 1
+        if self._admitted == len(self._tasks):
+            self._scheduler.close()
 
-    def _encode_text(self) -> Prompts:
-        """Encode every different prompt once, and the negative prompt, on the first runner.
+    def _end(self, job: int) -> Ended:
+        with self._lock:
+            del self._jobs[job]
+            for key in [key for key in self._clips if key[0] == job]:
+                del self._clips[key]
+            error = self._failures.get(job)
+        return Ended(job, error, self._open.pop(job), self.recorder.now())
 
-        The upper depths of the tree reach past the frames asked for, into what the story tells next.
-        """
-        prompts = self._story.prompts(self._store.last_frame)
-        texts = [*prompts, self._request.negative_prompt]
-        tokens = self._tokenizer(texts)
-        runner = self._runners[0][1]
-        parts = []
-        for first in range(0, len(texts), _TEXT_BATCH):
-            parts.append(runner.encode_text(tokens[first : first + _TEXT_BATCH]))
-            self._report("text", min(first + _TEXT_BATCH, len(texts)), len(texts))
-        embeddings = np.concatenate(parts)
-        self._recorder.text_s = self._recorder.now()
-        return Prompts(self._story, dict(zip(prompts, embeddings[:-1], strict=True)), embeddings[-1])
+    def _wait(self) -> int:
+        """Wait for news of an open job, reporting steps and prompts meanwhile."""
+        reported = (0, 0)
+        while True:
+            self._process.check()
+            with self._lock:
+                self._check_cancelled()
+                texts, steps = self._texts_done, self._steps_done
+                job = self._news.popleft() if self._news else None
+            if texts != reported[0]:
+                self._report("text", texts, texts)
+            if steps != reported[1]:
+                self._report("diffuse", steps, self._steps_total)
+            if job is not None and job in self._open:
+                return job
+            if job is None and (texts, steps) == reported:
+                self._wake.get()
+            reported = (texts, steps)
 
-    def _work(self, number: int, prompts: Prompts) -> None:
-        """A worker's thread: run what the scheduler hands out until there is no more, or somebody stops
-        it."""
-        name, runner = self._runners[number]
-        work: Work | None = None
+    def _notify(self) -> None:
+        """Wake the thread that takes the events; whoever calls this has made its change before."""
+        if self._wake.empty():
+            self._wake.put(None)
+
+    def _take(self, job: int, window: int) -> Clip | None:
+        self._process.check()
+        with self._lock:
+            self._check_cancelled()
+            return self._clips.pop((job, window), None)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise RenderCancelled("expected the render to go on; found it cancelled; render again")
+
+    def _work(self, number: int) -> None:
+        """A worker's thread: run what the scheduler hands out until there is no more, or somebody stops it."""
+        device, batch = self._devices[number], Batch(self._devices[number].runner)
+        # A batch is left where it is when the render stops.
+        while not batch and (work := self._scheduler.next(number)) is not None:
+            items = list(work.items)
+            try:
+                if work.kind == "decode":
+                    self._decode(number, device, items[0])
+                else:
+                    self._diffuse(number, device, batch, items)
+            except DeviceLost as error:
+                self._lose(number, error)
+                return
+            except BaseException as error:
+                held = items if work.kind == "decode" else batch.items or items
+                self._blame(error, f"{device.name}, {work.kind} {[item for _, item in held]}", {job for job, _ in held})
+                batch.drop({job for job, _ in held})
+                self._scheduler.done(number, held)
+
+    def _decode(self, number: int, device: Device, item: Item) -> None:
+        job = self._job(item[0])
+        if job is not None:
+            start = self.recorder.now()
+            clip = job.decode(item[1], device.runner)
+            self.recorder.batch(
+                BatchRecord("decode", -1, [item[1]], device.name, start, self.recorder.now(), [item[0]])
+            )
+            with self._lock:
+                self._clips[item] = clip
+                self._news.append(item[0])
+                self._notify()
+        self._scheduler.done(number, [item])
+
+    def _diffuse(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> None:
+        """Denoise until the device has nothing left under way, taking newcomers between the steps."""
+        start, steps = self._join(number, device, batch, newcomers), 0
+        while batch and not self._scheduler.stopped:
+            under_way, began = batch.items, self.recorder.now()
+            finished = batch.step()
+            steps += 1
+            self.recorder.step(len(under_way), self.recorder.now() - began)
+            with self._lock:
+                self._steps_done += len(under_way)
+                self._notify()
+                failed = set(self._failures)
+            for one in finished:
+                if one.error is not None:
+                    self._blame(one.error, device.name, {one.item[0]})
+            dropped = [item for item in batch.items if item[0] in failed]
+            batch.drop(failed)
+            self._scheduler.advance(number)
+            self._scheduler.done(number, [*(one.item for one in finished), *dropped])
+            newcomers = self._scheduler.join(number) if batch else []
+            if finished or dropped or newcomers:
+                self._record(device, under_way, start, steps)
+                start, steps = self._join(number, device, batch, newcomers), 0
+
+    def _join(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> float:
+        """Take newcomers into the batch; those of a job that failed meanwhile go back. Returns when it began."""
+        jobs = {item: self._job(item[0]) for item in newcomers}
+        gone = [item for item, job in jobs.items() if job is None]
+        if gone:
+            self._scheduler.done(number, gone)
+        wanted = [
+            (job, item)
+            for item, job in jobs.items()
+            if job is not None and self._encode_text(number, device, job, item)
+        ]
+        start = self.recorder.now()
+        if wanted:
+            batch.join(wanted)
+        return start
+
+    def _encode_text(self, number: int, device: Device, job: Job, item: Item) -> bool:
+        """Encode the job's prompts, unless that was done; False if it cannot be, for which no other job is to blame."""
+        began = self.recorder.now()
         try:
-            while (work := self._scheduler.next(number)) is not None:
-                started = self._recorder.now()
-                if not self._run(work, runner, prompts):
-                    return
-                self._recorder.batch(
-                    BatchRecord(work.kind, work.depth, list(work.items), name, started, self._recorder.now())
-                )
-                self._scheduler.done(work)
-        except BaseException as error:
-            with self._changed:
-                if self._failure is None:
-                    self._failure = error
-                    self._failed_at = f"{name}, {work.kind} {list(work.items)}" if work else name
-                self._changed.notify_all()
-            self._scheduler.stop()
-
-    def _run(self, work: Work, runner: Runner, prompts: Prompts) -> bool:
-        """Run one piece of work; False if it was abandoned because the render was stopped."""
-        items = list(work.items)
-        if work.kind == "diffuse":
-            return diffuse(runner, items, self._request, prompts, self._store, self._after_step)
-        clip = decode(runner, self._windows[items[0]], self._store)
-        with self._changed:
-            self._clips[items[0]] = clip
-            self._changed.notify_all()
+            if job.encode_text(device.runner, self._check_going_on):
+                self.recorder.text(self.recorder.now() - began)
+                with self._lock:
+                    self._texts_done += job.texts
+                    self._notify()
+        except (DeviceLost, RenderCancelled):
+            raise
+        except Exception as error:
+            self._blame(error, f"{device.name}, text", {item[0]})
+            self._scheduler.done(number, [item])
+            return False
         return True
 
-    def _after_step(self, segments: int, seconds: float) -> bool:
-        self._recorder.step(segments, seconds)
-        with self._changed:
-            self._steps_done += segments
-            self._changed.notify_all()
-        return not self._scheduler.stopped
+    def _record(self, device: Device, items: list[Item], start: float, steps: int) -> None:
+        with self._lock:
+            plans = {job: self._jobs[job].request.plan for job, _ in items if job in self._jobs}
+        depth = min((plans[job].segment(segment).depth for job, segment in items if job in plans), default=0)
+        jobs, segments = [job for job, _ in items], [segment for _, segment in items]
+        end = self.recorder.now()
+        self.recorder.batch(BatchRecord("diffuse", depth, segments, device.name, start, end, jobs, steps))
 
-    def _wait_for(self, window: int) -> Clip:
-        """Wait for a window's clip, reporting steps meanwhile."""
-        reported = 0
-        total = len(self._request.plan) * self._request.steps
-        while True:
-            with self._changed:
-                while window not in self._clips and self._failure is None and self._steps_done == reported:
-                    self._changed.wait()
-                reported = self._steps_done
-                failure, clip = self._failure, self._clips.pop(window, None)
-            if failure is not None:
-                detail = " ".join(str(failure).split())
-                raise RenderError(
-                    f"the render failed on {self._failed_at}: {type(failure).__name__}: {detail}"
-                ) from failure
-            self._report("diffuse", reported, total)
-            if clip is not None:
-                return clip
+    def _job(self, number: int) -> Job | None:
+        """A job that is still wanted."""
+        with self._lock:
+            return None if number in self._failures else self._jobs.get(number)
+
+    def _check_going_on(self) -> None:
+        if self._scheduler.stopped:
+            raise RenderCancelled("expected the render to go on; found it stopped; render again")
+
+    def _blame(self, error: BaseException, where: str, jobs: set[int]) -> RenderError:
+        detail = " ".join(str(error).split())
+        failure = RenderError(f"the render failed on {where}: {type(error).__name__}: {detail}")
+        failure.__cause__ = error
+        for job in jobs:
+            self.fail(job, failure)
+        return failure
+
+    def _lose(self, number: int, error: DeviceLost) -> None:
+        """The other devices take over what this one had under way; without others, all jobs fail."""
+        with self._lock:
+            self._scheduler.lost(number)
+            if self._scheduler.stopped:
+                self._devices_lost = self._blame(error, self._devices[number].name, set(self._open))
 
     def _report(self, phase: Phase, done: int, total: int) -> None:
         if self._progress is not None:

@@ -1,4 +1,4 @@
-"""One render, fully specified: every default filled in, every value checked, before any work starts."""
+"""One story's render, fully specified: every default filled in, every value checked, before any work starts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -10,15 +10,56 @@ from nuwaxl.engine.samplers import SamplerTable, sampler_table
 from nuwaxl.engine.story import Story, check_seed
 from nuwaxl.errors import InputError
 
-Policy = Literal["level", "eager"]
-POLICIES: tuple[Policy, ...] = ("level", "eager")
+Policy = Literal["level", "eager", "latency"]
+POLICIES: tuple[Policy, ...] = ("level", "eager", "latency")
+Method = Literal["tree", "autoregressive"]
 
 # A render keeps all its latents and its plan in memory; this bounds a slip of the keyboard, not a real story
 # (18 hours).
 MAX_FRAMES = 2**20
 
-# On a CPU larger batches are no faster (docs/bench.md) and cost memory in proportion.
-DEFAULT_MAX_BATCH = 2
+# The measured costs choose the batch up to here; larger ones are rarely any faster, and cost memory in proportion.
+DEFAULT_MAX_BATCH = 16
+
+
+# Frames of the window before that each is given. One is the least, and so the fewest windows: the paper's Table 1 has
+# 453 s for 1024 frames and 7 s for 16, some 65 windows.
+AUTOREGRESSIVE_OVERLAP = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A story to render among others. See Engine.render for the meaning of each; None takes the default."""
+
+    story: Story
+    frames: int | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: SamplerName | None = None
+    negative_prompt: str = ""
+    depth: int | None = None
+    method: Method = "tree"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How work is dealt out, whatever is rendered. See Engine.render for the meaning of each."""
+
+    policy: Policy
+    max_batch: int
+
+
+def resolve_schedule(policy: Any = "eager", max_batch: Any = None) -> Schedule:
+    """Fill in the defaults and check.
+
+    Raises:
+        InputError: a value of the wrong kind or out of its range.
+    """
+    return Schedule(
+        policy=cast(Policy, one_of("policy", policy, POLICIES)),
+        max_batch=whole_number("max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch, least=1),
+    )
 
 
 @dataclass(frozen=True)
@@ -32,31 +73,20 @@ class Request:
     steps: int
     guidance: float
     sampler: SamplerName
-    policy: Policy
-    max_batch: int
     negative_prompt: str
 
 
-def resolve(
-    manifest: Manifest,
-    story: Story,
-    *,
-    frames: Any = None,
-    seed: Any = None,
-    steps: Any = None,
-    guidance: Any = None,
-    sampler: Any = None,
-    policy: Any = "eager",
-    max_batch: Any = None,
-    negative_prompt: Any = "",
-    depth: Any = None,
-) -> Request:
+def resolve(manifest: Manifest, task: Task) -> Request:
     """Fill what is None from the story, then from the bundle's defaults, and check everything.
 
     Raises:
         InputError: a value of the wrong kind or out of its range, or more frames than the tree of `depth`
             spans.
     """
+    story = task.story
+    if not isinstance(story, Story):
+        raise InputError(expected="a Story", found=type(story).__name__, fix="use Story.load(path) or Story(scenes)")
+    frames, seed, steps, guidance, sampler = task.frames, task.seed, task.steps, task.guidance, task.sampler
     frames = story.frames if frames is None else frames
     if frames is None:
         raise InputError(
@@ -70,25 +100,29 @@ def resolve(
     steps = whole_number("steps", manifest.sampler.steps if steps is None else steps, least=1, most=most)
     guidance = finite_number("guidance", manifest.sampler.guidance if guidance is None else guidance, least=0)
     sampler = cast(SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS))
-    if not isinstance(negative_prompt, str):
+    if not isinstance(task.negative_prompt, str):
         raise InputError(
-            expected="negative_prompt: a string", found=repr(negative_prompt), fix="change negative_prompt"
+            expected="negative_prompt: a string", found=repr(task.negative_prompt), fix="change negative_prompt"
         )
     return Request(
-        plan=_plan(frames, manifest.network.length, depth),
+        plan=_plan(frames, manifest.network.length, task.depth, task.method),
         table=sampler_table(sampler, manifest.diffusion, steps),
         frames=frames,
         seed=seed,
         steps=steps,
         guidance=guidance,
         sampler=sampler,
-        policy=cast(Policy, one_of("policy", policy, POLICIES)),
-        max_batch=whole_number("max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch, least=1),
-        negative_prompt=negative_prompt,
+        negative_prompt=task.negative_prompt,
     )
 
 
-def _plan(frames: int, length: int, depth: Any) -> Plan:
+def _plan(frames: int, length: int, depth: Any, method: Any) -> Plan:
+    if one_of("method", method, ("tree", "autoregressive")) == "autoregressive":
+        if depth is not None:
+            raise InputError(
+                expected="no depth with the autoregressive method", found=repr(depth), fix="leave depth out"
+            )
+        return Plan.autoregressive(frames, length, AUTOREGRESSIVE_OVERLAP)
     if depth is None:
         return Plan(frames, length)
     deepest = next(m for m in range(1, 64) if (length - 1) ** m + 1 >= MAX_FRAMES)

@@ -19,6 +19,9 @@ from nuwaxl.errors import InputError
 
 Float64 = NDArray[np.float64]
 
+# DPM-Solver works in the log of the signal-to-noise ratio, which must not be 0; diffusers takes this abar there.
+_LEAST_ABAR = 2.0**-24
+
 
 @dataclass(frozen=True)
 class SamplerTable:
@@ -41,18 +44,23 @@ def alphas_cumprod(diffusion: Diffusion) -> Float64:
 
     `linear`: Ho et al. 2020 (DDPM), section 4. `scaled_linear`: linear in sqrt(beta), Rombach et al. 2022.
     `cosine`: Nichol & Dhariwal 2021, eq. 17, with s = 0.008 and beta at most 0.999; it has no beta_start or
-    beta_end.
+    beta_end. `zero_terminal_snr`: `scaled_linear`, shifted and scaled so that abar_(T-1) = 0 and abar_0 stays, Lin et
+    al. 2023, algorithm 1.
     """
     count = diffusion.train_steps
     if diffusion.schedule == "linear":
         betas = np.linspace(diffusion.beta_start, diffusion.beta_end, count, dtype=np.float64)
-    elif diffusion.schedule == "scaled_linear":
+    elif diffusion.schedule in ("scaled_linear", "zero_terminal_snr"):
         betas = np.linspace(diffusion.beta_start**0.5, diffusion.beta_end**0.5, count, dtype=np.float64) ** 2
     else:
         times = np.arange(count + 1, dtype=np.float64) / count
         f = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    return np.asarray(np.cumprod(1 - betas), dtype=np.float64)
+    abar = np.asarray(np.cumprod(1 - betas), dtype=np.float64)
+    if diffusion.schedule == "zero_terminal_snr":
+        signal = np.sqrt(abar)
+        abar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    return abar
 
 
 def spaced_timesteps(train_steps: int, steps: int) -> NDArray[np.int64]:
@@ -77,9 +85,14 @@ def sampler_table(name: SamplerName, diffusion: Diffusion, steps: int) -> Sample
     """
     timesteps = spaced_timesteps(diffusion.train_steps, steps)
     abar = np.append(alphas_cumprod(diffusion)[timesteps], 1.0)
+    if name == "dpmpp_2m":
+        abar = np.where(abar == 0, _LEAST_ABAR, abar)
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     coefficients = np.zeros((steps, 6), dtype=np.float64)
     coefficients[:, 0:2] = _to_x0(diffusion.prediction, alpha[:-1], sigma[:-1])
+    if name == "ddpm":
+        _posterior(coefficients, abar)
+        return SamplerTable(timesteps=timesteps, coefficients=coefficients)
     ratio = sigma[1:] / sigma[:-1]
     # DDIM (Song et al. 2021, eq. 12 with no added noise), and equally first-order DPM-Solver++ (Lu et al.
     # 2022, eq. 8).
@@ -96,6 +109,17 @@ def _to_x0(prediction: PredictionName, alpha: Float64, sigma: Float64) -> Float6
         return np.stack([1 / alpha, -sigma / alpha], axis=1)
     # v = alpha * eps - sigma * x0 (Salimans & Ho 2022, section 4).
     return np.stack([alpha, -sigma], axis=1)
+
+
+def _posterior(coefficients: Float64, abar: Float64) -> None:
+    """Fill in the rows of ancestral sampling, in place: mean and standard deviation of q(x_next | x, x0) (paper,
+    eq. 16; Ho et al. 2020, eq. 7) between the timesteps that are visited. The last step has no noise.
+    """
+    now, after = abar[:-1], abar[1:]
+    kept = now / after  # the product of the alphas between the two timesteps
+    coefficients[:, 2] = np.sqrt(kept) * (1 - after) / (1 - now)
+    coefficients[:, 3] = np.sqrt(after) * (1 - kept) / (1 - now)
+    coefficients[:, 5] = np.sqrt((1 - after) / (1 - now) * (1 - kept))
 
 
 def _second_order(coefficients: Float64, alpha: Float64, sigma: Float64) -> None:

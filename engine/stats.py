@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
+
+from nuwaxl.engine.request import Request, Schedule
 
 Phase = Literal["text", "diffuse", "decode", "encode"]
 
@@ -27,7 +29,18 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One batch on one device. Times are seconds since the render began; depth is -1 for decoding."""
+    """A stretch of time in which what one device works on did not change: a decode window, or some segments.
+
+    A device that takes newcomers between two steps begins a new stretch, so a segment may be in several that follow
+    each other.
+
+    Attributes:
+        depth: of the shallowest of the segments; -1 for decoding.
+        segments: ids in the plan; the number of the window for decoding.
+        start_s, end_s: seconds since the render began.
+        jobs: for each entry of `segments`, the video it belongs to; empty where all belong to video 0.
+        steps: denoising steps that each took; 0 for decoding.
+    """
 
     kind: Literal["diffuse", "decode"]
     depth: int
@@ -35,6 +48,13 @@ class BatchRecord:
     device: str
     start_s: float
     end_s: float
+    jobs: list[int] = field(default_factory=list)
+    steps: int = 0
+
+    @property
+    def items(self) -> list[tuple[int, int]]:
+        """(job, segment) of each entry of `segments`."""
+        return list(zip(self.jobs or [0] * len(self.segments), self.segments, strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,30 @@ class RenderStats:
         """Number of diffusions."""
         return sum(self.depths)
 
+    @classmethod
+    def of(cls, request: Request, schedule: Schedule, devices: list[str], recorder: "Recorder") -> "RenderStats":
+        """The measurements of a render that has just finished."""
+        return cls(
+            frames=request.frames,
+            depths=list(request.plan.counts),
+            steps=request.steps,
+            guidance=request.guidance,
+            seed=request.seed,
+            policy=schedule.policy,
+            max_batch=schedule.max_batch,
+            sampler=request.sampler,
+            devices=devices,
+            wall_s=recorder.now(),
+            phases_s=recorder.phases_s(),
+            device_busy_s=recorder.device_busy_s(devices),
+            batches=list(recorder.batches),
+            steps_ms=list(recorder.steps_ms),
+        )
+
+    def saved(self, wall_s: float, encode_s: float) -> "RenderStats":
+        """The same render, written into a file."""
+        return replace(self, wall_s=wall_s, phases_s={**self.phases_s, "encode": encode_s})
+
 
 @dataclass
 class Recorder:
@@ -96,6 +140,11 @@ class Recorder:
         """Seconds since the render began."""
         return perf_counter() - self.started
 
+    def text(self, seconds: float) -> None:
+        """Note that prompts were encoded."""
+        with self._lock:
+            self.text_s += seconds
+
     def step(self, segments: int, seconds: float) -> None:
         """Note one call of the step graph."""
         with self._lock:
@@ -106,13 +155,13 @@ class Recorder:
         with self._lock:
             self.batches.append(record)
 
-    def phases_s(self, encode_s: float) -> dict[str, float]:
-        """Seconds of work by phase."""
+    def phases_s(self) -> dict[str, float]:
+        """Seconds of work by phase; nothing is encoded yet."""
         return {
             "text": self.text_s,
             "diffuse": self._busy("diffuse"),
             "decode": self._busy("decode"),
-            "encode": encode_s,
+            "encode": 0.0,
         }
 
     def device_busy_s(self, devices: list[str]) -> dict[str, float]:

@@ -158,7 +158,7 @@ def _from_toml(text: str) -> Story:
 
 def _from_jsonl(text: str) -> Story:
     scenes = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 entry = json.loads(line)

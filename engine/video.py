@@ -1,15 +1,16 @@
 """A video that is rendered when it is iterated over or saved."""
 
 import os
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing
-from dataclasses import replace
 from time import perf_counter
 
-from nuwaxl.engine.render import Render
+from nuwaxl.engine.asynchronous import iterate
+from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
+from nuwaxl.engine.events import Taken
+from nuwaxl.engine.job import Clip
+from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
-from nuwaxl.engine.work import Clip
 from nuwaxl.errors import RenderError
 
 DEFAULT_FPS = 16.0
@@ -27,19 +28,22 @@ class Video:
 
     def __init__(
         self,
-        begin: Callable[[], Render],
-        rendering: threading.Lock,
+        begin: Begin,
         *,
-        frames: int,
+        request: Request,
+        schedule: Schedule,
+        devices: list[str],
         height: int,
         width: int,
         fps: float | None,
     ) -> None:
-        """`begin` makes a render; `rendering` is held while one runs: runners serve one at a time."""
-        self._begin = begin
-        self._rendering = rendering
+        """`begin` gives the one render of an iteration, and frees the engine afterwards."""
+        self._attempts = Attempts(begin)
+        self._request = request
+        self._schedule = schedule
+        self._devices = devices
         self._stats: RenderStats | None = None
-        self.frames = frames
+        self.frames = request.frames
         self.height = height
         self.width = width
         self.fps = DEFAULT_FPS if fps is None else fps
@@ -48,19 +52,18 @@ class Video:
         """Render, and give the clips in order. Closing the iterator early stops and joins the workers.
 
         Raises:
+            InputError: the engine was closed meanwhile, or belongs to the process this one was forked from.
             RenderError: the render failed, with what went wrong as its cause, or the engine is rendering
                 already.
+            RenderCancelled: cancel() was called, or the engine closed.
         """
-        if not self._rendering.acquire(blocking=False):
-            raise RenderError(
-                "expected an idle engine; found one that is rendering; finish or close the other one first"
-            )
-        try:
-            render = self._begin()
-            yield from render.clips()
-            self._stats = render.stats()
-        finally:
-            self._rendering.release()
+        return self._clips(Attempt())
+
+    def __aiter__(self) -> AsyncGenerator[Clip, None]:
+        """As iterating, for `async for`: the event loop is free while a clip is awaited. Cancelling the task stops
+        and joins the workers. Progress is reported in a thread of the loop's default executor."""
+        attempt = Attempt()
+        return iterate(self._clips(attempt), attempt.cancel)
 
     def save(self, path: str | os.PathLike[str], on_clip: Callable[[Clip], None] | None = None) -> None:
         """Render into an mp4 file, which appears under its name only when it is complete.
@@ -72,6 +75,7 @@ class Video:
         Raises:
             InputError: the path cannot be written.
             RenderError: the render failed, or the engine is rendering already.
+            RenderCancelled: cancel() was called.
         """
         # PyAV takes long to import, and those who iterate do not need it.
         from nuwaxl.engine.mp4 import Mp4Writer
@@ -79,7 +83,7 @@ class Video:
         started = perf_counter()
         encode_s = 0.0
         with Mp4Writer(path, width=self.width, height=self.height, fps=self.fps) as writer:
-            with closing(iter(self)) as clips:
+            with closing(self._clips(Attempt())) as clips:
                 for clip in clips:
                     before = perf_counter()
                     writer.write(clip.frames)
@@ -88,8 +92,12 @@ class Video:
                         on_clip(clip)
             before = perf_counter()
         ended = perf_counter()
-        phases_s = {**self.stats.phases_s, "encode": encode_s + ended - before}
-        self._stats = replace(self.stats, wall_s=ended - started, phases_s=phases_s)
+        self._stats = self.stats.saved(wall_s=ended - started, encode_s=encode_s + ended - before)
+
+    def cancel(self) -> None:
+        """Give this up, from any thread: within one denoising step the iteration that is running raises
+        RenderCancelled, and so does any later one. The engine renders on: ask it for another."""
+        self._attempts.cancel()
 
     @property
     def stats(self) -> RenderStats:
@@ -101,3 +109,13 @@ class Video:
         if self._stats is None:
             raise RenderError("expected a finished render; found none; iterate over the video or save it first")
         return self._stats
+
+    def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
+        with self._attempts.render(attempt) as render:
+            with closing(render.events()) as events:
+                for event in events:
+                    if isinstance(event, Taken):
+                        yield event.clip
+                    elif event.error is not None:
+                        raise event.error
+            self._stats = RenderStats.of(self._request, self._schedule, self._devices, render.recorder)

@@ -182,6 +182,9 @@ class GuidedDenoiser:
         pixels, channels = x.shape[1:]
         heads, dim = attention.heads, channels // attention.heads
         normed = attention.norm(x)
+        if attention.positions:
+            positions = attention.frame_positions(self.length)[:, None]
+            normed = (normed.reshape(-1, self.length, pixels, channels) + positions).reshape(-1, pixels, channels)
         query, key, value = (
             _linear(normed, weight, None)
             .reshape(-1, self.length, pixels, heads, dim)

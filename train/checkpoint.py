@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -59,10 +60,11 @@ def save_training(
     step: int,
     modules: Mapping[str, nn.Module],
     ema: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    configuration: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write `step_NNNNNNNN/` with weights, their moving average and the optimiser's moments; drop all but `keep`."""
+    """Write `step_NNNNNNNN/` with weights, their moving average and the optimisers' moments; drop all but `keep`."""
     final = folder / f"{_PREFIX}{step:08d}"
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -70,33 +72,51 @@ def save_training(
     for name, module in modules.items():
         save_weights(module.state_dict(), partial / f"{name}.safetensors")
     save_weights(ema, partial / "ema.safetensors")
-    moments = {
-        f"{index}.{key}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    save_weights(moments, partial / "optimizer.safetensors")
-    (partial / "training.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    for name, optimizer in optimizers.items():
+        moments = {
+            f"{index}.{key}": value
+            for index, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        save_weights(moments, partial / f"{name}.safetensors")
+    progress = {"step": step, "configuration": configuration}
+    (partial / "training.json").write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
         shutil.rmtree(old)
 
 
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """`step` and `configuration` of a checkpoint. Raises InputError if it does not say them."""
+    path = checkpoint / "training.json"
+    try:
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        return {"step": int(progress["step"]), "configuration": dict(progress["configuration"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            expected=f"step and configuration in {path}", found=repr(error), fix="start anew with another --out"
+        ) from error
+
+
 def load_training(
-    checkpoint: Path, modules: Mapping[str, nn.Module], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    checkpoint: Path,
+    modules: Mapping[str, nn.Module],
+    ema: dict[str, Tensor],
+    optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> int:
     """Restore what `save_training` wrote; returns the number of steps done."""
     for name, module in modules.items():
         load_into(module, checkpoint / f"{name}.safetensors")
     for name, tensor in load_weights(checkpoint / "ema.safetensors").items():
         ema[name].copy_(tensor)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_weights(checkpoint / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"])
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for entry, tensor in load_weights(checkpoint / f"{name}.safetensors").items():
+            index, key = entry.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(read_progress(checkpoint)["step"])
 
 
 def pack(model: Path, out: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nuwaxl.cli import Parser, positive_int, run
 from nuwaxl.errors import NuwaxlError
+from nuwaxl.train.data.cli import add_data_commands, require_torch, run_data_command
 
 _DESCRIPTION = """\
 Train the networks of NUWA-XL on a folder of long, captioned videos.
@@ -21,7 +22,7 @@ A full run, from nothing to weights that nuwaxl-export takes:
   nuwaxl-train tklvae train/demo/tklvae.toml       its temporal layers
   nuwaxl-train mtd    train/demo/mtd.toml          the diffusion; writes OUT/model/
 
-Where torchrun starts it, every process takes its share of each batch.
+On several GPUs, or processes on CPUs, the same command after "accelerate launch": each takes its share of each batch.
 """
 
 
@@ -41,12 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--steps", type=positive_int, help="optimiser steps, instead of the configuration's")
         command.add_argument("--device", help='"auto", "cpu", "cuda", ..., instead of the configuration\'s')
 
-    data = commands.add_parser("data", help="make training data").add_subparsers(dest="what", required=True)
-    cartoon = data.add_parser("cartoon", help="draw long cartoon episodes with a caption for every frame")
-    cartoon.add_argument("out", type=Path, metavar="FOLDER")
-    cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
-    cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
-    cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
+    add_data_commands(commands.add_parser("data", help="make, check, caption and encode training data"))
 
     init = commands.add_parser("init", help="make a model directory from Stable Diffusion 1.x weights")
     init.add_argument(
@@ -77,46 +73,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _require_torch() -> None:
+def _require_accelerate() -> None:
+    require_torch()
     try:
-        import torch  # noqa: F401  (asked for here, so that its absence is one clear line)
+        import accelerate  # noqa: F401
     except ImportError as error:
         raise NuwaxlError(
-            "expected PyTorch for training; found none; install it by: pip install 'nuwaxl[train]'"
+            "expected Hugging Face Accelerate for training; found none; install it by: pip install 'nuwaxl[train]'"
         ) from error
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    _require_torch()
+    _require_accelerate()
     from nuwaxl.train.config import from_table
-    from nuwaxl.train.distributed import Share
-    from nuwaxl.train.loop import Task, check_output, train
+    from nuwaxl.train.distributed import Processes
+    from nuwaxl.train.loop import check_output, train
     from nuwaxl.train.mtd import MTDTask
     from nuwaxl.train.run import RunConfig, read_tables
+    from nuwaxl.train.task import Task
     from nuwaxl.train.tklvae import TKLVAETask
 
     tables = read_tables(arguments.config)
     run = from_table(RunConfig, tables.get("run", {}), f"[run] of {arguments.config}")
     given = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
     run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
-    check_output(Path(run.out), arguments.resume)  # before the task indexes videos and encodes them
+    check_output(run, arguments.resume)  # before the task indexes videos and encodes them
     show_progress = sys.stderr.isatty()
     try:
         task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
         print(train(task, run, arguments.resume, show_progress))
     finally:
-        Share.leave()
-
-
-def _cartoon(arguments: argparse.Namespace) -> None:
-    from nuwaxl.train.data.cartoon import generate
-
-    paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed)
-    print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
+        Processes.leave()
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    _require_torch()
+    require_torch()
     from nuwaxl.train.init import init_model
 
     given = (arguments.length, arguments.height, arguments.width, arguments.seed)
@@ -125,7 +116,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _describe(arguments: argparse.Namespace) -> None:
-    _require_torch()
+    require_torch()
     from nuwaxl.train.describe import find_config, table
 
     print(table(find_config(arguments.model)))
@@ -139,7 +130,7 @@ def _curve(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    _require_torch()
+    require_torch()
     from nuwaxl.train.checkpoint import pack
 
     print(f"{arguments.out}: {pack(arguments.model, arguments.out) / 2**20:.1f} MiB")
@@ -148,7 +139,7 @@ def _pack(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     commands = {
-        "data": _cartoon,
+        "data": run_data_command,
         "init": _init,
         "describe": _describe,
         "curve": _curve,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -52,6 +52,26 @@ def _describe(hint: Any) -> str:
     return f"a list of {get_args(hint)[0].__name__}" if get_origin(hint) is tuple else f"of type {hint.__name__}"
 
 
+def require(holds: bool, key: str, expected: str, found: object) -> None:
+    """Raise InputError unless `holds`: `key`, with its table, was to be `expected`."""
+    if not holds:
+        raise InputError(expected=f"{key} to be {expected}", found=repr(found), fix=f"change {key}")
+
+
+def require_positive(config: object, table: str, *keys: str) -> None:
+    """Raise InputError unless these fields of a configuration, and all entries of those that are lists, are >= 1."""
+    for key in keys:
+        value = getattr(config, key)
+        entries = value if isinstance(value, tuple) else (value,)
+        require(bool(entries) and min(entries) >= 1, f"[{table}] {key}", "1 or more", value)
+
+
+def require_divisor(table: str, key: str, divisor: int, of: str, widths: Iterable[int]) -> None:
+    """Raise InputError unless `divisor`, the value of `key`, divides every one of the channel counts `widths`."""
+    uneven = [width for width in widths if width % divisor]
+    require(not uneven, f"[{table}] {key}", f"a divisor of {of}", f"{divisor} for {uneven}")
+
+
 @dataclass(frozen=True)
 class TKLVAEConfig:
     """T-KLVAE (paper section 3.1): the spatial layers of AutoencoderKL with temporal layers after them.
@@ -70,10 +90,13 @@ class TKLVAEConfig:
     temporal_heads: int = 8
 
     def __post_init__(self) -> None:
-        if self.temporal_kernel % 2 == 0:
-            raise InputError(
-                expected="an odd temporal_kernel (eq. 1)", found=str(self.temporal_kernel), fix="use 3, 5, ..."
-            )
+        sizes = ("channels", "latent_channels", "block_channels", "layers_per_block", "norm_groups", "temporal_heads")
+        require_positive(self, "tklvae", *sizes, "temporal_kernel")
+        require(self.temporal_kernel % 2 == 1, "[tklvae] temporal_kernel", "odd (eq. 1)", self.temporal_kernel)
+        require_divisor("tklvae", "norm_groups", self.norm_groups, "every entry of block_channels", self.block_channels)
+        if self.temporal != "none":
+            last = self.block_channels[-1:]
+            require_divisor("tklvae", "temporal_heads", self.temporal_heads, "the last of block_channels", last)
 
     @property
     def downsampling(self) -> int:
@@ -85,7 +108,8 @@ class MTDConfig:
     """Mask Temporal Diffusion (paper section 3.2): the U-Net of latent diffusion with temporal layers and injection.
 
     `multi_scale` (MI) and `symmetric` (SI) are the ablations of Table 2b: inject at every scale or at the highest
-    only, into down and up blocks or into up blocks only.
+    only, into down and up blocks or into up blocks only. `frame_positions` tells temporal attention which frame of
+    the segment is which.
     """
 
     length: int = 16
@@ -104,14 +128,30 @@ class MTDConfig:
     condition_channels: int = 128
     multi_scale: bool = True
     symmetric: bool = True
+    frame_positions: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.attention) != len(self.block_channels):
+        require_positive(
+            self, "mtd", *(f.name for f in dataclasses.fields(self) if f.type in ("int", "tuple[int, ...]"))
+        )
+        widths = self.block_channels
+        if len(self.attention) != len(widths):
             raise InputError(
-                expected="one entry of attention for each entry of block_channels",
-                found=f"{len(self.attention)} and {len(self.block_channels)}",
+                expected="one entry of [mtd] attention for each entry of block_channels",
+                found=f"{len(self.attention)} and {len(widths)}",
                 fix="give both the same length",
             )
+        require(self.temporal_kernel % 2 == 1, "[mtd] temporal_kernel", "odd (eq. 9)", self.temporal_kernel)
+        odd = [width for width in widths if width % 2]
+        require(not odd, "[mtd] block_channels", "even (timestep embedding, frame positions)", widths)
+        require_divisor("mtd", "norm_groups", self.norm_groups, "every entry of block_channels", widths)
+        # The middle block has attention whatever `attention` says of its level.
+        attending = [width for width, has in zip(widths, self.attention, strict=True) if has] + [widths[-1]]
+        require_divisor("mtd", "heads", self.heads, "the block_channels with attention and the last", attending)
+        halvings = 2 ** (len(widths) - 1)
+        for key in ("latent_height", "latent_width"):
+            size = getattr(self, key)
+            require(size % halvings == 0, f"[mtd] {key}", f"a multiple of {halvings}, for {len(widths)} levels", size)
 
 
 @dataclass(frozen=True)
@@ -124,25 +164,41 @@ class TextConfig:
     layers: int = 12
     heads: int = 12
 
+    def __post_init__(self) -> None:
+        require_positive(self, "text", "vocabulary", "tokens", "dim", "layers", "heads")
+        require(self.tokens >= 3, "[text] tokens", "3 or more (start, a word, end)", self.tokens)
+        require_divisor("text", "heads", self.heads, "dim", [self.dim])
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The forward process of eq. 3 and the quantity the network predicts."""
 
     train_steps: int = 1000
-    schedule: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
+    schedule: Literal["scaled_linear", "linear", "cosine", "zero_terminal_snr"] = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: Literal["eps", "v"] = "eps"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "diffusion", "train_steps")
+        betas = (self.beta_start, self.beta_end)
+        require(0 < betas[0] <= betas[1] < 1, "[diffusion] beta_start, beta_end", "0 < start <= end < 1", betas)
+        zero_snr_of_eps = self.schedule == "zero_terminal_snr" and self.prediction == "eps"
+        require(not zero_snr_of_eps, "[diffusion] prediction", '"v" with schedule "zero_terminal_snr"', self.prediction)
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """Sampler defaults a bundle of this model carries."""
 
-    name: Literal["dpmpp_2m", "ddim"] = "dpmpp_2m"
+    name: Literal["dpmpp_2m", "ddim", "ddpm"] = "dpmpp_2m"
     steps: int = 25
     guidance: float = 7.5
+
+    def __post_init__(self) -> None:
+        require_positive(self, "sampler", "steps")
+        require(self.guidance >= 0, "[sampler] guidance", "0 or more", self.guidance)
 
 
 @dataclass(frozen=True)

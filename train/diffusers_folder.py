@@ -211,11 +211,12 @@ def read_config(folder: Path, length: int = 16, height: int = 256, width: int = 
     """
     text, tklvae = text_config(folder), tklvae_config(folder)
     f = tklvae.downsampling
-    mtd = mtd_config(folder, length, text.tokens, height // f, width // f)
-    multiple = f * 2 ** (len(mtd.block_channels) - 1)
+    unet = folder / "unet" / "config.json"
+    multiple = f * 2 ** (len(_widths(read_json(unet), unet)) - 1)
     for name, pixels in (("height", height), ("width", width)):
         if pixels < multiple or pixels % multiple:
             raise InputError(expected=f"a {name} that is a multiple of {multiple}", found=str(pixels), fix="change it")
+    mtd = mtd_config(folder, length, text.tokens, height // f, width // f)
     for name, one, other in (
         ("cross_attention_dim (unet) and hidden_size (text_encoder)", mtd.prompt_dim, text.dim),
         ("in_channels (unet) and latent_channels (vae)", mtd.latent_channels, tklvae.latent_channels),

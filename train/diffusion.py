@@ -24,7 +24,11 @@ def alphas_cumprod(config: DiffusionConfig) -> Tensor:
         betas = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
     else:
         betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, steps, dtype=torch.float64).square()
-    return torch.cumprod(1.0 - betas, dim=0)
+    abar = torch.cumprod(1.0 - betas, dim=0)
+    if config.schedule == "zero_terminal_snr":  # Lin et al. 2023, algorithm 1
+        signal = abar.sqrt()
+        abar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square()
+    return abar
 
 
 class ForwardProcess:

@@ -1,89 +1,135 @@
-"""Data-parallel training over processes: each takes a share of the batch, gradients are averaged once a step.
+"""Data-parallel training over processes, through Accelerate: each takes a share of the batch.
 
-Started by `torchrun --nproc-per-node N`, which sets RANK and WORLD_SIZE; without it there is one process. On CPUs one
+`accelerate launch` (or torchrun) starts the processes; the plain command is one. Accelerate makes their group and gives
+each its device. The networks are not wrapped in DistributedDataParallel: losses here call several networks, or one
+twice, and the adversarial loss needs gradients apart, so gradients are averaged once a step instead, after the last
+part of the batch. What a step learns is then that of the whole batch, however many processes share it. On CPUs one
 single-threaded process a core is faster than one process with a thread a core, since they meet once a step only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object, reduce
+from torch import Tensor
 
 from nuwaxl.errors import InputError
+from nuwaxl.train.run import RunConfig
 
 T = TypeVar("T")
+_BUCKET = 2**25  # values averaged at once: 128 MiB in float32
 
 
 @dataclass(frozen=True)
 class Share:
-    """What this process does of every batch."""
+    """One of `count` equal shares of a batch."""
 
-    rank: int = 0
-    world: int = 1
+    index: int = 0
+    count: int = 1
+
+    def of(self, batch: T) -> T:
+        """This share of a batch; everyone draws the whole one, so that all agree on it."""
+        return batch[self.index :: self.count]  # type: ignore[index, no-any-return]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
 
     @classmethod
-    def join(cls, batch_size: int, device: torch.device) -> Share:
-        """Meet the other processes that torchrun started, if any; each trains on its own `device`."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if batch_size % world:
+    def join(cls, run: RunConfig) -> Processes:
+        """Meet the other processes that were started, if any.
+
+        Raises InputError for a batch they cannot share equally, and for ways of sharing a network that are not built.
+        """
+        for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+                raise InputError(
+                    expected="data-parallel training, with a whole network on each device",
+                    found=f"{name} in Accelerate's configuration",
+                    fix="start by: accelerate launch --multi_gpu --num_processes N",
+                )
+        device = run.torch_device()
+        # Filling a latent cache takes long, and the leader does some things alone.
+        state = PartialState(cpu=device.type == "cpu", timeout=timedelta(hours=12))
+        parts = state.num_processes * run.accumulation
+        if run.batch_size % parts:
             raise InputError(
-                expected=f"a batch_size that {world} processes can share equally",
-                found=str(batch_size),
-                fix=f"use a multiple of {world}",
+                expected=f"a batch_size that {state.num_processes} processes x {run.accumulation} parts "
+                "(accumulation) can share equally",
+                found=str(run.batch_size),
+                fix=f"use a multiple of {parts}",
             )
-        if world > 1 and not distributed.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            # Filling a latent cache takes long, and the leader does some things alone.
-            distributed.init_process_group(backend, timeout=timedelta(hours=12))
-        return cls(int(os.environ.get("RANK", "0")), world)
+        if state.num_processes > 1:
+            device = state.device
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
+            torch.cuda.set_device(device)
+        return cls(state.process_index, state.num_processes, device)
 
     @property
     def leads(self) -> bool:
         """Whether this process writes log and checkpoints."""
         return self.rank == 0
 
-    def of(self, batch: T) -> T:
-        """This process's part of a batch; every process draws the whole one, so that all agree on it."""
-        return batch[self.rank :: self.world]  # type: ignore[index, no-any-return]
+    @property
+    def share(self) -> Share:
+        return Share(self.rank, self.world)
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the processes."""
-        if self.world > 1:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            self._average(gradients)
+    def parts(self, accumulation: int) -> list[Share]:
+        """This process's share, in `accumulation` parts."""
+        return [Share(self.rank * accumulation + part, self.world * accumulation) for part in range(accumulation)]
 
-    def average(self, figures: dict[str, float]) -> dict[str, float]:
-        """Means over the processes that have a figure."""
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes."""
         if self.world == 1:
-            return figures
-        gathered: list[dict[str, float] | None] = [None] * self.world
-        distributed.all_gather_object(gathered, figures)
-        values: dict[str, list[float]] = {}
-        for of_one in gathered:
-            for name, value in (of_one or {}).items():
-                values.setdefault(name, []).append(value)
-        return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+            return
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            if bucket and sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET:
+                _average(bucket)
+                bucket = []
+            bucket.append(tensor)
+        if bucket:
+            _average(bucket)
 
-    def _average(self, tensors: Sequence[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        distributed.all_reduce(flat)
-        flat /= self.world
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+    def gather(self, values: Tensor) -> Tensor:
+        """(n,) of each process -> (world * n,) in order of rank."""
+        return gather(values) if self.world > 1 else values
+
+    def means(self, figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Mean of each figure over the values that all processes have of it."""
+        sums = {name: (sum(values), len(values)) for name, values in figures.items()}
+        totals: dict[str, tuple[float, int]] = {}
+        for of_one in gather_object([sums]) if self.world > 1 else [sums]:
+            for name, (total, count) in of_one.items():
+                before = totals.get(name, (0.0, 0))
+                totals[name] = (before[0] + total, before[1] + count)
+        return {name: total / count for name, (total, count) in totals.items()}
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        PartialState().wait_for_everyone()
 
     @staticmethod
     def leave() -> None:
         """Part from the other processes, if any were met."""
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            PartialState().destroy_process_group()
 
-    def wait(self) -> None:
-        """Wait for the other processes."""
-        if self.world > 1:
-            distributed.barrier()
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    flat = reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]), "mean")
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.reshape(tensor.shape))

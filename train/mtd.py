@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 
 from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
-from nuwaxl.train.config import ModelConfig, from_table
-from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.config import ModelConfig, from_table, require, require_positive
+from nuwaxl.train.data.episodes import EpisodeFolder, TrainingSegment
 from nuwaxl.train.data.latents import LatentCache
 from nuwaxl.train.diffusion import ForwardProcess
-from nuwaxl.train.distributed import Share
+from nuwaxl.train.distributed import Processes, Share
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.recompute import recompute_layers
+from nuwaxl.train.resume import fingerprint
 from nuwaxl.train.run import RunConfig
+from nuwaxl.train.task import Game, Objective
 from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -31,7 +35,10 @@ class MTDTraining:
 
     `prompt_dropout` of the segments see the empty prompt, for guidance. `init` names a model directory to start from:
     its MTD and text weights, its tokenizer, and its config.json for every key that the configuration leaves out.
-    `episodes` > 0 uses the first so many videos only.
+    `episodes` > 0 uses the first so many videos only. `timestep_power` k draws t / T as u^(1/k) with u uniform in
+    [0, 1): 1 is eq. 5's uniform t, more favours noisy steps, at which it is decided where things are and how they move.
+    `trainable` "temporal" leaves the layers of the text-to-image U-Net as they are: temporal convolutions, temporal
+    attentions and condition injection learn. `train_text` false leaves the text encoder as it is.
     """
 
     tklvae: str
@@ -41,10 +48,34 @@ class MTDTraining:
     latents: str = "out/latents"
     init: str = ""
     episodes: int = 0
+    timestep_power: float = 1.0
+    trainable: Literal["all", "temporal"] = "all"
+    train_text: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "training", "depth")
+        require(self.episodes >= 0, "[training] episodes", "0 (all) or more", self.episodes)
+        require(0 <= self.prompt_dropout <= 1, "[training] prompt_dropout", "from 0 to 1", self.prompt_dropout)
+        require(self.timestep_power > 0, "[training] timestep_power", "above 0", self.timestep_power)
+        levels = self.depth_probabilities
+        require(
+            not levels or (len(levels) == self.depth and min(levels) >= 0 and abs(sum(levels) - 1) < 1e-6),
+            "[training] depth_probabilities",
+            f"{self.depth} numbers (depth) that sum to 1",
+            levels,
+        )
+        if not self.init and (self.trainable == "temporal" or not self.train_text):
+            raise InputError(
+                expected="an init, whose layers may stay as they are",
+                found=f'none, with [training] trainable = "{self.trainable}", train_text = {self.train_text}',
+                fix="name a model directory by init (nuwaxl-train init makes one), or train all",
+            )
 
 
 class MTDTask:
     """MTD and the text encoder learn together from the diffusion objective; T-KLVAE is fixed."""
+
+    game: Game | None = None
 
     def __init__(self, tables: Mapping[str, Any], run: RunConfig, show_progress: bool) -> None:
         networks = {name: table for name, table in tables.items() if name not in ("run", "training")}
@@ -52,7 +83,12 @@ class MTDTask:
         init = Path(self.training.init)
         base = ModelConfig.load(init / "config.json") if self.training.init else ModelConfig()
         self.config = base.replaced(networks, "the configuration")
-        self.run, self.device = run, run.torch_device()
+        if run.compile and run.gradient_checkpointing:
+            raise InputError(
+                expected="[run] compile or gradient_checkpointing", found="both", fix="set one of them to false"
+            )
+        self.run, processes = run, Processes.join(run)
+        self.device = processes.device
         mtd, text, vae = self.config.mtd, self.config.text, self.config.tklvae
         for name, of_mtd, other in (
             ("text.tokens and mtd.prompt_tokens", mtd.prompt_tokens, text.tokens),
@@ -76,9 +112,8 @@ class MTDTask:
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
         self.vae.to(self.device, memory_format=torch.channels_last).eval()
         self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
-        share = Share.join(run.batch_size, self.device)
-        self.latents.fill(share.of(range(len(self.folder))), show_progress and share.leads)
-        share.wait()
+        self.latents.fill(processes.share.of(range(len(self.folder))), show_progress and processes.leads)
+        processes.wait()
 
         torch.manual_seed(run.seed)
         self.mtd, self.text = MTD(mtd), CLIPText(text)
@@ -87,6 +122,9 @@ class MTDTask:
             checkpoint.load_into(self.text, init / "text.safetensors")
         self.mtd.to(self.device, memory_format=torch.channels_last)
         self.text.to(self.device)
+        if run.gradient_checkpointing:
+            recompute_layers(self.mtd)
+            recompute_layers(self.text)
         self.network = torch.compile(self.mtd) if run.compile else self.mtd
         self.forward_process = ForwardProcess(self.config.diffusion, self.device)
         self.modules: dict[str, nn.Module] = {"mtd": self.mtd, "text": self.text}
@@ -102,8 +140,22 @@ class MTDTask:
                 fix="scale the videos, or change mtd.latent_height and mtd.latent_width",
             )
 
+    def configuration(self) -> dict[str, dict[str, Any]]:
+        return {
+            "training": dataclasses.asdict(self.training),
+            **dataclasses.asdict(self.config),
+            "data": {"videos": fingerprint(self.folder)},
+        }
+
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.mtd.parameters(), *self.text.parameters()]
+        chosen = list(self.mtd.parameters()) if self.training.trainable == "all" else self.mtd.temporal_parameters()
+        if self.training.train_text:
+            chosen += self.text.parameters()
+        for network in (self.mtd, self.text):
+            network.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
 
     def _embed(self, prompts: list[list[str]]) -> Tensor:
         """Per-frame prompts of b segments -> (b, L, l_p, d_p); each different text is encoded once."""
@@ -113,39 +165,50 @@ class MTDTask:
         rows = torch.tensor([[index[text] for text in frames] for frames in prompts], device=self.device)
         return self.text(ids)[rows]
 
-    def loss(
-        self, rng: np.random.Generator, generator: torch.Generator, share: Share
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _segments(self, rng: np.random.Generator) -> list[TrainingSegment]:
+        """The whole batch."""
         probabilities = self.training.depth_probabilities or None
-        count = self.run.batch_size
-        segments = share.of(
-            [
-                self.folder.sample_segment(rng, self.config.mtd.length, self.training.depth, probabilities)
-                for _ in range(count)
-            ]
-        )
-        dropped = share.of(rng.random(count) < self.training.prompt_dropout)
-        prompts = [
+        length, depth = self.config.mtd.length, self.training.depth
+        return [self.folder.sample_segment(rng, length, depth, probabilities) for _ in range(self.run.batch_size)]
+
+    def files(self, rng: np.random.Generator, share: Share) -> list[str]:
+        return [
+            f"{self.folder.episodes[segment.episode].video} (frames {segment.frames[0]} to {segment.frames[-1]}, "
+            f"stride {segment.frames[1] - segment.frames[0]})"
+            for segment in share.of(self._segments(rng))
+        ]
+
+    def prompts(self, rng: np.random.Generator, share: Share, segments: list[TrainingSegment]) -> list[list[str]]:
+        """The captions of a share's `segments` by frame, all empty for the part that goes without (for guidance)."""
+        dropped = share.of(rng.random(self.run.batch_size) < self.training.prompt_dropout)
+        return [
             [""] * len(segment.frames) if drop else self.folder.texts(segment)
             for segment, drop in zip(segments, dropped, strict=True)
         ]
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator, share: Share, step: int) -> Objective:
+        count = self.run.batch_size
+        segments = share.of(self._segments(rng))
+        prompts = self.prompts(rng, share, segments)
         latents = np.stack([self.latents.read(segment.episode, segment.frames) for segment in segments])
         x_0 = torch.from_numpy(latents).to(self.device)
         mask = torch.from_numpy(np.stack([segment.mask for segment in segments])).to(self.device)
         mask = mask[:, :, None, None, None].expand(-1, -1, 1, *x_0.shape[3:])
         train_steps = self.config.diffusion.train_steps
-        timestep = share.of(torch.randint(train_steps, (count,), generator=generator, device=self.device))
+        uniform = torch.rand(count, generator=generator, device=self.device)
+        drawn = (train_steps * uniform ** (1.0 / self.training.timestep_power)).long()
+        timestep = share.of(drawn.clamp(max=train_steps - 1))
         noise = share.of(torch.randn((count, *x_0.shape[1:]), generator=generator, device=self.device))
         x_t, target = self.forward_process(x_0, noise, timestep)
         prediction = self.network(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
-        errors = (prediction - target).square().mean(dim=(1, 2, 3, 4))
+        errors = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
         figures = {"loss": errors.mean().item()}
         for depth in sorted({segment.depth for segment in segments}):
             of_depth = [
                 error for segment, error in zip(segments, errors.tolist(), strict=True) if segment.depth == depth
             ]
             figures[f"loss_depth_{depth}"] = sum(of_depth) / len(of_depth)
-        return errors.mean(), figures
+        return Objective(errors.mean(), figures)
 
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
         for name, state in weights.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tomllib
@@ -12,13 +13,17 @@ from typing import Any, Literal
 import torch
 
 from nuwaxl.errors import InputError
+from nuwaxl.train.config import require, require_positive
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Paths are relative to the working directory; rates are per optimiser step.
 
-    `compile` runs the network through torch.compile: minutes to start, then faster steps.
+    `batch_size` is what one optimiser step learns from, over all processes; each process takes its share in
+    `accumulation` parts, one after the other. `precision` "bf16" computes the networks by autocast and keeps weights,
+    losses and optimiser in float32. `gradient_checkpointing` keeps no activations within a layer and computes them
+    again for the gradients. `compile` runs the network through torch.compile: minutes to start, then faster steps.
     """
 
     data: str
@@ -31,38 +36,45 @@ class RunConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.999
+    accumulation: int = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    tensorboard: bool = True
     device: str = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(
-                    expected=f"[run] {name} to be a positive integer", found=repr(value), fix="give 1 or more"
-                )
+        counts = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        require_positive(self, "run", *counts)
+        for key in ("warmup", "weight_decay", "seed"):
+            require(getattr(self, key) >= 0, f"[run] {key}", "0 or more", getattr(self, key))
+        for key in ("learning_rate", "clip"):
+            require(getattr(self, key) > 0, f"[run] {key}", "above 0", getattr(self, key))
+        require(0 <= self.ema_decay < 1, "[run] ema_decay", "at least 0 and below 1", self.ema_decay)
 
     def torch_device(self) -> torch.device:
+        """The device asked for; "auto" is a GPU where torch sees one, unless `accelerate launch --cpu` started this."""
         name = self.device
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+            name = "cuda" if torch.cuda.is_available() and not wants_cpu else "cpu"
         try:
             device = torch.device(name)
         except RuntimeError as error:
             raise InputError(
                 expected="a device such as auto, cpu or cuda", found=repr(self.device), fix="change [run] device"
             ) from error
-        if device.type == "cuda":
-            if not torch.cuda.is_available():
-                raise InputError(expected="a CUDA device", found="none that torch sees", fix='use device = "cpu"')
-            if device.index is None:  # torchrun numbers the processes of one machine
-                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(expected="a CUDA device", found="none that torch sees", fix='use device = "cpu"')
         return device
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """The context in which networks and losses are computed."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of 0-based `step`: linear warm-up, then the schedule."""

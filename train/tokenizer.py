@@ -16,8 +16,15 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, tokens: int) -> To
     """Byte-pair encoding of at most `vocabulary` entries (256 of them the bytes, so that any word can be spelt).
 
     Every prompt becomes exactly `tokens` = l_p ids. As in CLIP, the end token also pads, and an over-long prompt is
-    cut with its end token kept.
+    cut with its end token kept. Raises InputError if `vocabulary` does not hold the bytes, start and end.
     """
+    least = 256 + 2
+    if vocabulary < least:
+        raise InputError(
+            expected=f"[text] vocabulary to be {least} or more (256 bytes, start and end)",
+            found=str(vocabulary),
+            fix="give a larger one, or an init whose tokenizer is smaller",
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")]

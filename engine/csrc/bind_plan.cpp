@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -25,6 +26,15 @@ FrameArray frames_of(const Plan& plan, std::int64_t id) {
     return FrameArray(frames->data(), {frames->size()}, owner);
 }
 
+std::vector<std::int64_t> children(const Plan& plan, std::int64_t id) {
+    const IdRange range = plan.children(id);
+    std::vector<std::int64_t> ids(static_cast<std::size_t>(range.count));
+    std::iota(ids.begin(), ids.end(), range.first);
+    return ids;
+}
+
+const char* kind_name(const Plan& plan) { return plan.kind() == Plan::Kind::kTree ? "tree" : "autoregressive"; }
+
 std::string repr(const Segment& segment) {
     std::ostringstream out;
     out << "Segment(depth=" << segment.depth << ", index=" << segment.index << ", first_frame=" << segment.first_frame
@@ -34,7 +44,12 @@ std::string repr(const Segment& segment) {
 
 std::string repr(const Plan& plan) {
     std::ostringstream out;
-    out << "Plan(frames=" << plan.frames() << ", length=" << plan.length() << ", depth=" << plan.depth() << ")";
+    if (plan.kind() == Plan::Kind::kTree) {
+        out << "Plan(frames=" << plan.frames() << ", length=" << plan.length() << ", depth=" << plan.depth() << ")";
+    } else {
+        out << "Plan.autoregressive(frames=" << plan.frames() << ", length=" << plan.length()
+            << ", overlap=" << plan.overlap() << ")";
+    }
     return out.str();
 }
 
@@ -52,7 +67,9 @@ void bind_plan(nb::module_& module) {
     nb::class_<Plan>(module, "Plan")
         .def(nb::init<std::int64_t, std::int64_t, std::optional<std::int64_t>>(), "frames"_a, "length"_a,
              "depth"_a = nb::none())
+        .def_static("autoregressive", &Plan::autoregressive, "frames"_a, "length"_a, "overlap"_a)
         .def_static("span", &Plan::span, "length"_a, "depth"_a)
+        .def_prop_ro("kind", &kind_name)
         .def_prop_ro("frames", &Plan::frames)
         .def_prop_ro("length", &Plan::length)
         .def_prop_ro("depth", &Plan::depth)
@@ -60,7 +77,8 @@ void bind_plan(nb::module_& module) {
         .def("__len__", &Plan::size)
         .def("segment", &Plan::segment, "id"_a)
         .def("frames_of", &frames_of, "id"_a)
-        .def("children", &Plan::children, "id"_a)
+        .def("known", &Plan::known, "id"_a)
+        .def("children", &children, "id"_a)
         .def("origin_of", &Plan::origin_of, "frame"_a)
         .def("__repr__", [](const Plan& plan) { return repr(plan); });
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "bind_items.h"
 #include "bindings.h"
 #include "scheduler.h"
 
@@ -17,43 +18,36 @@ namespace nuwaxl {
 
 namespace {
 
-const char* kind_name(const Work& work) { return work.kind == Work::Kind::kDiffuse ? "diffuse" : "decode"; }
-
-std::string repr(const Work& work) {
-    std::string items;
-    for (const std::int64_t item : work.items) items += (items.empty() ? "" : ", ") + std::to_string(item);
-    return "Work(id=" + std::to_string(work.id) + ", kind='" + kind_name(work) + "', items=[" + items +
-           "], depth=" + std::to_string(work.depth) + ", device=" + std::to_string(work.device) + ")";
-}
-
-std::vector<Window> windows_from(const std::vector<std::pair<std::int64_t, std::int64_t>>& ranges) {
-    std::vector<Window> windows;
-    windows.reserve(ranges.size());
-    for (const auto& [first, last] : ranges) windows.push_back({first, last});
-    return windows;
-}
+const char* kind_of(const Work& work) { return kind_name(work.kind == Work::Kind::kDiffuse); }
 
 }  // namespace
 
 void bind_scheduler(nb::module_& module) {
     nb::class_<Work>(module, "Work")
         .def_ro("id", &Work::id)
-        .def_prop_ro("kind", &kind_name)
-        .def_ro("items", &Work::items)
-        .def_ro("depth", &Work::depth)
+        .def_prop_ro("kind", &kind_of)
+        .def_prop_ro("items", [](const Work& work) { return pairs_of(work.items); })
         .def_ro("device", &Work::device)
-        .def("__repr__", [](const Work& work) { return repr(work); });
+        .def("__repr__", [](const Work& work) {
+            return nb::str("Work(id={}, kind='{}', items={}, device={})")
+                .format(work.id, kind_of(work), pairs_of(work.items), work.device);
+        });
 
     // The scheduler's lock is never held while Python runs, so only the blocking call has to give up the GIL.
     nb::class_<Scheduler>(module, "Scheduler")
         .def(
             "__init__",
-            [](Scheduler* self, const Plan& plan, std::string_view policy, std::int64_t devices, std::int64_t max_batch,
-               const std::vector<std::pair<std::int64_t, std::int64_t>>& decode_windows, std::int64_t decode_ahead) {
-                new (self) Scheduler(plan, parse_policy(policy), devices, max_batch, windows_from(decode_windows),
-                                     decode_ahead);
+            [](Scheduler* self, std::string_view policy, std::vector<CostModel> devices, std::int64_t max_batch) {
+                new (self) Scheduler(parse_policy(policy), std::move(devices), max_batch);
             },
-            "plan"_a, nb::kw_only(), "policy"_a, "devices"_a, "max_batch"_a, "decode_windows"_a, "decode_ahead"_a)
+            nb::kw_only(), "policy"_a, "devices"_a, "max_batch"_a)
+        .def(
+            "add",
+            [](Scheduler& self, const Plan& plan, std::int64_t steps, const Pairs& windows, std::int64_t ahead) {
+                return self.add(plan, steps, windows_from(windows), ahead);
+            },
+            "plan"_a, nb::kw_only(), "steps"_a, "decode_windows"_a = Pairs(), "decode_ahead"_a = 1)
+        .def("close", &Scheduler::close)
         .def(
             "next",
             [](Scheduler& self, std::int64_t device) {
@@ -62,11 +56,21 @@ void bind_scheduler(nb::module_& module) {
             },
             "device"_a)
         .def("try_next", &Scheduler::try_next, "device"_a)
-        .def("done", &Scheduler::done, "work"_a)
-        .def("consumed", &Scheduler::consumed, "window"_a)
+        .def("join", [](Scheduler& self, std::int64_t device) { return pairs_of(self.join(device)); }, "device"_a)
+        .def("advance", &Scheduler::advance, "device"_a)
+        .def(
+            "done",
+            [](Scheduler& self, std::int64_t device, const Pairs& items) { self.done(device, items_from(items)); },
+            "device"_a, "items"_a)
+        .def("lost", &Scheduler::lost, "device"_a)
+        .def("fail", &Scheduler::fail, "job"_a)
+        .def("consumed", &Scheduler::consumed, "job"_a, "window"_a)
         .def("stop", &Scheduler::stop)
         .def_prop_ro("stopped", &Scheduler::stopped)
-        .def_prop_ro("finished", &Scheduler::finished);
+        .def_prop_ro("finished", &Scheduler::finished)
+        .def("job_finished", &Scheduler::job_finished, "job"_a)
+        .def("failed", &Scheduler::failed, "job"_a)
+        .def("held", [](const Scheduler& self, std::int64_t device) { return pairs_of(self.held(device)); }, "device"_a);
 }
 
 }  // namespace nuwaxl

@@ -1,8 +1,10 @@
 #include "bindings.h"
 
 NB_MODULE(_core, module) {
-    module.doc() = "The native core of nuwaxl.engine: plan, scheduler and noise. Documented in _core.pyi.";
+    module.doc() = "The native core of nuwaxl.engine: plan, scheduler, virtual clock and noise. Documented in _core.pyi.";
     nuwaxl::bind_plan(module);
+    nuwaxl::bind_cost(module);
     nuwaxl::bind_scheduler(module);
+    nuwaxl::bind_clock(module);
     nuwaxl::bind_noise(module);
 }

@@ -1,8 +1,10 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <numeric>
 #include <string>
+
+#include "refuse.h"
 
 namespace nuwaxl {
 
@@ -12,15 +14,21 @@ constexpr std::int64_t kMostFrames = std::int64_t{1} << 62;
 
 void check_length(std::int64_t length) {
     if (length < 3) {
-        throw std::invalid_argument("expected length (frames a diffusion) of at least 3; found " +
-                                    std::to_string(length) + "; pass the L the bundle was trained with");
+        refuse("length (frames a diffusion) of at least 3", std::to_string(length),
+               "pass the L the bundle was trained with");
+    }
+}
+
+void check_frames(std::int64_t frames) {
+    if (frames < 1 || frames > kMostFrames) {
+        refuse("frames between 1 and 2^62", std::to_string(frames), "ask for at least one frame");
     }
 }
 
 void check_depth(std::int64_t depth) {
     if (depth < 1) {
-        throw std::invalid_argument("expected depth of at least 1; found " + std::to_string(depth) +
-                                    "; pass a larger depth, or none for the smallest that spans the frames");
+        refuse("depth of at least 1", std::to_string(depth),
+               "pass a larger depth, or none for the smallest that spans the frames");
     }
 }
 
@@ -49,25 +57,38 @@ std::int64_t Plan::span(std::int64_t length, std::int64_t depth) {
     check_depth(depth);
     const std::int64_t last = power(length - 1, depth);
     if (last < 0) {
-        throw std::invalid_argument("expected a tree of at most 2^62 frames; found length " + std::to_string(length) +
-                                    " and depth " + std::to_string(depth) + "; pass a smaller depth");
+        refuse("a tree of at most 2^62 frames",
+               "length " + std::to_string(length) + " and depth " + std::to_string(depth), "pass a smaller depth");
     }
     return last + 1;
 }
 
-Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> wanted_depth)
-    : frames_(frames), length_(length) {
-    if (frames < 1 || frames > kMostFrames) {
-        throw std::invalid_argument("expected frames between 1 and 2^62; found " + std::to_string(frames) +
-                                    "; ask for at least one frame");
-    }
+Plan::Plan(Kind kind, std::int64_t frames, std::int64_t length, std::int64_t hop)
+    : kind_(kind), frames_(frames), length_(length), hop_(hop) {
+    check_frames(frames);
     check_length(length);
+}
+
+Plan Plan::autoregressive(std::int64_t frames, std::int64_t length, std::int64_t overlap) {
+    check_length(length);
+    if (overlap < 1 || overlap >= length) {
+        refuse("an overlap of 1 to " + std::to_string(length - 1) + " frames", std::to_string(overlap),
+               "let windows share at least one frame, and add at least one");
+    }
+    Plan plan(Kind::kAutoregressive, frames, length, length - overlap);
+    const std::int64_t further = frames > length ? ceil_div(frames - length, plan.hop_) : 0;
+    plan.levels_.push_back({1, 1 + further, 0});
+    return plan;
+}
+
+Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> wanted_depth)
+    : Plan(Kind::kTree, frames, length, length - 1) {
     const std::int64_t depth = wanted_depth ? *wanted_depth : smallest_depth(frames, length);
     if (const std::int64_t spanned = span(length, depth); spanned < frames) {
-        throw std::invalid_argument("expected at most " + std::to_string(spanned) + " frames, what a tree of length " +
-                                    std::to_string(length) + " and depth " + std::to_string(depth) + " spans; found " +
-                                    std::to_string(frames) + "; ask for fewer frames or a depth of " +
-                                    std::to_string(smallest_depth(frames, length)));
+        refuse("at most " + std::to_string(spanned) + " frames, what a tree of length " + std::to_string(length) +
+                   " and depth " + std::to_string(depth) + " spans",
+               std::to_string(frames),
+               "ask for fewer frames or a depth of " + std::to_string(smallest_depth(frames, length)));
     }
     std::int64_t offset = 0;
     for (std::int64_t d = 0; d < depth; ++d) {
@@ -87,8 +108,8 @@ std::vector<std::int64_t> Plan::counts() const {
 
 std::int64_t Plan::depth_of(std::int64_t id) const {
     if (id < 0 || id >= size()) {
-        throw std::invalid_argument("expected a segment id between 0 and " + std::to_string(size() - 1) + "; found " +
-                                    std::to_string(id) + "; pass an id below len(plan)");
+        refuse("a segment id between 0 and " + std::to_string(size() - 1), std::to_string(id),
+               "pass an id below len(plan)");
     }
     std::int64_t depth = this->depth() - 1;
     while (id < level(depth).offset) --depth;
@@ -99,8 +120,9 @@ Segment Plan::segment(std::int64_t id) const {
     const std::int64_t depth = depth_of(id);
     const std::int64_t index = id - level(depth).offset;
     const std::int64_t stride = level(depth).stride;
-    const std::int64_t parent = depth == 0 ? kNoParent : id_of(depth - 1, index / (length_ - 1));
-    return {depth, index, index * (length_ - 1) * stride, stride, parent};
+    std::int64_t parent = depth == 0 ? kNoParent : id_of(depth - 1, index / (length_ - 1));
+    if (kind_ == Kind::kAutoregressive) parent = id - 1;  // kNoParent for the first
+    return {depth, index, index * hop_ * stride, stride, parent};
 }
 
 std::vector<std::int64_t> Plan::frames_of(std::int64_t id) const {
@@ -112,18 +134,35 @@ std::vector<std::int64_t> Plan::frames_of(std::int64_t id) const {
     return frames;
 }
 
-std::vector<std::int64_t> Plan::children(std::int64_t id) const {
+IdRange Plan::children(std::int64_t id) const {
     const std::int64_t depth = depth_of(id);
-    std::vector<std::int64_t> ids;
-    if (depth + 1 == this->depth()) return ids;
+    if (kind_ == Kind::kAutoregressive) return {id + 1, id + 1 < size() ? 1 : 0};
+    if (depth + 1 == this->depth()) return {size(), 0};
     const std::int64_t first = (id - level(depth).offset) * (length_ - 1);
     const std::int64_t end = std::min(first + length_ - 1, level(depth + 1).count);
-    for (std::int64_t index = first; index < end; ++index) ids.push_back(id_of(depth + 1, index));
-    return ids;
+    return {id_of(depth + 1, first), end - first};
+}
+
+std::vector<std::int64_t> Plan::known(std::int64_t id) const {
+    const Segment segment = this->segment(id);
+    if (segment.parent == kNoParent) return {};
+    if (kind_ == Kind::kTree) return {0, length_ - 1};
+    std::vector<std::int64_t> positions(static_cast<std::size_t>(overlap()));
+    std::iota(positions.begin(), positions.end(), 0);
+    return positions;
+}
+
+std::int64_t Plan::height(std::int64_t id) const {
+    const std::int64_t depth = depth_of(id);
+    // The tree is pruned from the end, so every segment above the last depth keeps its first child.
+    return kind_ == Kind::kTree ? this->depth() - 1 - depth : size() - 1 - id;
 }
 
 std::int64_t Plan::origin_of(std::int64_t frame) const {
-    if (frame >= 0) {
+    if (kind_ == Kind::kAutoregressive) {
+        const std::int64_t window = frame < length_ ? 0 : (frame - overlap()) / hop_;
+        if (frame >= 0 && window < size()) return window;
+    } else if (frame >= 0) {
         for (std::int64_t d = 0; d < depth(); ++d) {
             const Level& level = this->level(d);
             if (frame % level.stride != 0) continue;
@@ -134,9 +173,8 @@ std::int64_t Plan::origin_of(std::int64_t frame) const {
             break;
         }
     }
-    throw std::invalid_argument("expected a frame that the plan generates, at best 0 to " +
-                                std::to_string(frames_ - 1) + "; found " + std::to_string(frame) +
-                                "; plan for more frames");
+    refuse("a frame that the plan generates, at best 0 to " + std::to_string(frames_ - 1), std::to_string(frame),
+           "plan for more frames");
 }
 
 }  // namespace nuwaxl

@@ -1,28 +1,112 @@
 #include "policy.h"
 
 #include <algorithm>
-#include <stdexcept>
+#include <cmath>
+#include <string>
+
+#include "refuse.h"
 
 namespace nuwaxl {
 
 Policy parse_policy(std::string_view name) {
     if (name == "level") return Policy::kLevel;
     if (name == "eager") return Policy::kEager;
-    throw std::invalid_argument("expected policy \"level\" or \"eager\"; found \"" + std::string(name) +
-                                "\"; pass one of the two");
+    if (name == "latency") return Policy::kLatency;
+    refuse("policy \"level\", \"eager\" or \"latency\"", "\"" + std::string(name) + "\"", "pass one of the three");
 }
 
-Choice choose(Policy policy, const Snapshot& snapshot) {
-    for (std::size_t depth = 0; depth < snapshot.ready.size(); ++depth) {
-        const std::int64_t ready = snapshot.ready[depth];
-        if (ready > 0) {
-            const std::int64_t share = (ready - 1) / snapshot.devices + 1;
-            return {Choice::Kind::kDiffuse, static_cast<std::int64_t>(depth), std::min(snapshot.max_batch, share)};
-        }
-        if (policy == Policy::kLevel && snapshot.unfinished[depth] > 0) break;
+ReadyRange ranked(Policy policy, const Plan& plan, std::int64_t steps, std::int64_t job, IdRange ids) {
+    ReadyRange range{0, 0, job, ids.first, ids.first + ids.count};
+    switch (policy) {
+        case Policy::kLevel:
+            break;
+        case Policy::kEager:
+            range.rank = -steps * (plan.height(ids.first) + 1);
+            break;
+        case Policy::kLatency:
+            range.rank = plan.segment(ids.first).first_frame;
+            if (ids.count > 1) range.rank_step = plan.segment(ids.first + 1).first_frame - range.rank;
+            break;
     }
-    if (snapshot.window_ready) return {Choice::Kind::kDecode, -1, 0};
-    return {Choice::Kind::kNothing, -1, 0};
+    return range;
+}
+
+StepTimes::StepTimes(const CostModel& cost, std::int64_t max_batch) : seconds_{0.0} {
+    const std::int64_t target = cost.best_batch(max_batch);
+    for (std::int64_t batch = 1; batch <= target; ++batch) {
+        seconds_.push_back(std::max(seconds_.back(), cost.step_s(batch)));
+    }
+}
+
+std::int64_t StepTimes::within(double seconds) const {
+    const auto end = std::lower_bound(seconds_.begin() + 1, seconds_.end(), seconds);
+    return end - seconds_.begin() - 1;
+}
+
+namespace {
+
+// Ends closer than this part of one another count as equal: rounding must not decide who takes what.
+constexpr double kTie = 1e-9;
+
+// When `count` newcomers, no more than the device has room for, would be finished if it took them now.
+double end_s(const Load& load, std::int64_t steps, std::int64_t count) {
+    const StepTimes& times = *load.times;
+    const std::int64_t shared = std::min(load.steps_left, steps);
+    return load.decoding_s + static_cast<double>(shared) * times[load.held + count] +
+           static_cast<double>(steps - shared) * times[count];
+}
+
+// The most ready segments that the device could finish before `deadline_s`: by taking them into the batch that it
+// holds, or after it, batch by batch, and after the children of that.
+std::int64_t capacity(const Load& load, std::int64_t steps, double deadline_s) {
+    const StepTimes& times = *load.times;
+    const double length = static_cast<double>(steps);
+    const double after_s = deadline_s - load.decoding_s - static_cast<double>(load.steps_left) * times[load.held];
+    std::int64_t count = 0;
+    if (after_s > 0.0) {
+        const double batch_s = length * times[times.target()];
+        const double batches = std::ceil(after_s / batch_s) - 1.0;
+        count = static_cast<std::int64_t>(batches) * times.target() +
+                times.within((after_s - batches * batch_s) / length);
+        count = std::max<std::int64_t>(count - load.coming, 0);
+    }
+    if (load.held == 0 || !young(load, steps)) return count;
+    std::int64_t joining = std::min(count, times.target() - load.held);
+    while (joining < times.target() - load.held && end_s(load, steps, joining + 1) < deadline_s) ++joining;
+    return std::max(count, joining);
+}
+
+}  // namespace
+
+bool young(const Load& load, std::int64_t steps) { return 2 * load.steps_left >= steps; }
+
+std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64_t ready, std::int64_t steps) {
+    const Load& own = devices[asking];
+    const auto takes = [&](std::int64_t count) {
+        const double deadline_s = end_s(own, steps, count) * (1.0 - kTie);
+        std::int64_t left = ready - (count - 1);
+        for (std::size_t i = 0; i < devices.size() && left > 0; ++i) {
+            if (i != asking && devices[i].times != nullptr) left -= capacity(devices[i], steps, deadline_s);
+        }
+        return left > 0;
+    };
+    std::int64_t least = 0;
+    std::int64_t most = std::min(ready, own.times->target() - own.held);
+    if (most == 0 || takes(most)) return most;
+    while (least + 1 < most) {
+        const std::int64_t middle = (least + most) / 2;
+        (takes(middle) ? least : most) = middle;
+    }
+    return least;
+}
+
+std::int64_t plenty(std::span<const Load> devices, std::size_t asking) {
+    const StepTimes& own = *devices[asking].times;
+    std::int64_t count = own.target();
+    for (const Load& load : devices) {
+        if (load.times != nullptr) count += capacity({load.times, 0, 0, 0.0}, 1, own[own.target()]);
+    }
+    return count;
 }
 
 }  // namespace nuwaxl

@@ -1,40 +1,69 @@
-// Which work a free device takes next: a pure function of a snapshot, with no device, thread or clock in it.
+// What goes first, and how much of it a device takes: pure functions of a snapshot, with no device, thread or clock.
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <string_view>
+#include <vector>
+
+#include "cost.h"
+#include "plan.h"
+#include "ready_queue.h"
 
 namespace nuwaxl {
 
 enum class Policy {
-    kLevel,  // a depth starts when the whole depth before it is done (the paper's barrier)
-    kEager,  // a segment starts when its parent is done
+    kLevel,    // a depth of a video starts when its whole depth before is done (the paper's barrier)
+    kEager,    // a segment starts when its parent is done; what most others wait for goes first
+    kLatency,  // as eager, but what the earliest frames need goes first
 };
 
-// "level" or "eager"; anything else throws std::invalid_argument.
+// "level", "eager" or "latency"; anything else throws std::invalid_argument.
 Policy parse_policy(std::string_view name);
 
-// What may start now, one entry a depth.
-struct Snapshot {
-    std::span<const std::int64_t> ready;       // segments whose parent is done and that nobody has taken
-    std::span<const std::int64_t> unfinished;  // segments not done: waiting, ready or running
-    bool window_ready;                         // a decode window could be decoded
-    std::int64_t devices;
-    std::int64_t max_batch;
+// Ranks of the segments `ids`, `steps` denoising steps each, that became ready together.
+//
+// Eager: by the steps on the longest chain that starts with the segment, longest first (Hu's highest level first).
+// Latency: by first frame; an ancestor begins no later than its descendants and has the lower id.
+// Level: by job and id alone.
+ReadyRange ranked(Policy policy, const Plan& plan, std::int64_t steps, std::int64_t job, IdRange ids);
+
+// Step times of a device for the batch sizes 0 to its target: what it takes at most, its cost model's best batch.
+class StepTimes {
+public:
+    StepTimes(const CostModel& cost, std::int64_t max_batch);
+
+    std::int64_t target() const { return static_cast<std::int64_t>(seconds_.size()) - 1; }
+    // A larger batch never takes less time here, whatever was measured.
+    double operator[](std::int64_t batch) const { return seconds_[static_cast<std::size_t>(batch)]; }
+    // The most segments whose step takes less than `seconds`, 0 to target().
+    std::int64_t within(double seconds) const;
+
+private:
+    std::vector<double> seconds_;
 };
 
-struct Choice {
-    enum class Kind { kNothing, kDiffuse, kDecode };
-    Kind kind;
-    std::int64_t depth;  // of the segments to take; -1 unless kDiffuse
-    std::int64_t count;  // segments to take, lowest index first; 0 unless kDiffuse
+// What a device is doing.
+struct Load {
+    const StepTimes* times;   // null for a device that was lost
+    std::int64_t held;        // segments it denoises
+    std::int64_t steps_left;  // until the last of them is finished
+    double decoding_s;        // what the decode window takes that it holds; 0 without one
+    std::int64_t coming = 0;  // segments that become ready when those that it holds are finished
 };
 
-// Takes min(max_batch, ceil(ready / devices)) segments of the shallowest depth that may start: the ready segments
-// are dealt out so that no device idles while another takes more than its share. Diffusion goes before decoding,
-// since everything waits for it.
-Choice choose(Policy policy, const Snapshot& snapshot);
+// Whether segments of `steps` steps should join what the device holds, as far as the makespan goes: they would share at
+// least half of their steps. Later ones would leave it with batches that end piecemeal, which costs more than waiting
+// for a full batch gains.
+bool young(const Load& load, std::int64_t steps);
+
+// Of the `ready` segments, `steps` steps each, how many device `asking` takes now: as many as have it finish before
+// the others could have taken the last of them, were they dealt out so that all devices end together; never more than
+// it has room for. Other devices count by when they could finish further segments, be they idle or not; but once they
+// have finished their batches, they have its children to do. So an idle device leaves work only to a faster one.
+std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64_t ready, std::int64_t steps);
+
+// A number of ready segments from which on share() is all that device `asking` has room for, whatever the others do.
+std::int64_t plenty(std::span<const Load> devices, std::size_t asking);
 
 }  // namespace nuwaxl

@@ -1,175 +1,184 @@
 #include "scheduler.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "refuse.h"
 
 namespace nuwaxl {
 
 namespace {
 
-void check_at_least_one(const char* name, std::int64_t value) {
-    if (value < 1) {
-        throw std::invalid_argument(std::string("expected ") + name + " of at least 1; found " + std::to_string(value) +
-                                    "; pass a larger number");
-    }
-}
-
-std::string text(const Window& window) {
-    return "(" + std::to_string(window.first) + ", " + std::to_string(window.last) + ")";
-}
-
-void check_windows(const std::vector<Window>& windows, std::int64_t frames) {
-    Window before{0, 0};
-    for (const Window& window : windows) {
-        if (window.first > window.last || window.first < before.first || window.last < before.last) {
-            throw std::invalid_argument(
-                "expected decode windows (first, last) in order, no end before the one of the window " + text(before) +
-                "; found " + text(window) + "; sort them");
-        }
-        if (window.last >= frames) {
-            throw std::invalid_argument("expected decode windows within frames 0 to " + std::to_string(frames - 1) +
-                                        "; found " + text(window) + "; clamp it to the video's end");
-        }
-        before = window;
-    }
-}
+std::string text(const Item& item) { return "(" + std::to_string(item.job) + ", " + std::to_string(item.id) + ")"; }
 
 }  // namespace
 
-Scheduler::Scheduler(Plan plan, Policy policy, std::int64_t devices, std::int64_t max_batch,
-                     std::vector<Window> windows, std::int64_t decode_ahead)
-    : plan_(std::move(plan)),
-      policy_(policy),
-      devices_(devices),
-      max_batch_(max_batch),
-      windows_(std::move(windows)),
-      decode_ahead_(decode_ahead),
-      segments_left_(plan_.size()) {
-    check_at_least_one("devices", devices);
+Scheduler::Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch) : policy_(policy) {
+    check_at_least_one("devices", static_cast<std::int64_t>(devices.size()));
     check_at_least_one("max_batch", max_batch);
-    check_at_least_one("decode_ahead", decode_ahead);
-    check_windows(windows_, plan_.frames());
-    ready_.resize(static_cast<std::size_t>(plan_.depth()));
-    ready_counts_.assign(ready_.size(), 0);
-    unfinished_ = plan_.counts();
-    is_done_.assign(static_cast<std::size_t>(plan_.size()), false);
-    consumed_.assign(windows_.size(), false);
-    device_busy_.assign(static_cast<std::size_t>(devices), false);
-    ready_[0].push(0);
-    ready_counts_[0] = 1;
-}
-
-void Scheduler::check_device(std::int64_t device) const {
-    if (device < 0 || device >= devices_) {
-        throw std::invalid_argument("expected a device between 0 and " + std::to_string(devices_ - 1) + "; found " +
-                                    std::to_string(device) + "; number the workers from 0");
-    }
-    if (device_busy_[static_cast<std::size_t>(device)]) {
-        throw std::invalid_argument(
-            "expected device " + std::to_string(device) +
-            " to be free; found work of it not reported done; call done(work) before next(device)");
-    }
-}
-
-// Whether the next window to hand out has all its frames. Final frames stay final, so each frame is looked at about
-// once over the whole render.
-bool Scheduler::window_final() {
-    if (next_window_ == static_cast<std::int64_t>(windows_.size())) return false;
-    const Window& window = windows_[static_cast<std::size_t>(next_window_)];
-    final_end_ = std::max(final_end_, window.first);
-    while (final_end_ <= window.last && is_done_[static_cast<std::size_t>(plan_.origin_of(final_end_))]) ++final_end_;
-    return final_end_ > window.last;
-}
-
-bool Scheduler::exhausted() const {
-    return segments_left_ == 0 && next_window_ == static_cast<std::int64_t>(windows_.size());
-}
-
-std::optional<Work> Scheduler::take(std::int64_t device) {
-    const bool room = next_window_ < consumed_count_ + decode_ahead_;
-    const Choice choice = choose(policy_, {ready_counts_, unfinished_, room && window_final(), devices_, max_batch_});
-    if (choice.kind == Choice::Kind::kNothing) return std::nullopt;
-
-    Work work{next_id_++, Work::Kind::kDecode, {}, choice.depth, device};
-    if (choice.kind == Choice::Kind::kDecode) {
-        work.items.push_back(next_window_++);
-    } else {
-        work.kind = Work::Kind::kDiffuse;
-        const auto depth = static_cast<std::size_t>(choice.depth);
-        for (std::int64_t i = 0; i < choice.count; ++i) {
-            work.items.push_back(ready_[depth].top());
-            ready_[depth].pop();
+    devices_.resize(devices.size());
+    std::vector<const CostModel*> different;
+    std::vector<std::size_t> model_of;
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+        const auto same = std::find_if(different.begin(), different.end(),
+                                       [&](const CostModel* model) { return *model == devices[i]; });
+        model_of.push_back(static_cast<std::size_t>(same - different.begin()));
+        if (same == different.end()) {
+            different.push_back(&devices[i]);
+            times_.emplace_back(devices[i], max_batch);
         }
-        ready_counts_[depth] -= choice.count;
-        segments_left_ -= choice.count;
+        devices_[i].decode_s = devices[i].decode_s();
     }
-    running_.emplace(work.id, work);
-    device_busy_[static_cast<std::size_t>(device)] = true;
-    if (exhausted()) changed_.notify_all();  // the others need not wait any longer
-    return work;
+    for (const std::size_t model : model_of) loads_.push_back({&times_[model], 0, 0, 0.0});
+    refresh_plenty();
+}
+
+std::int64_t Scheduler::add(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead) {
+    const std::lock_guard lock(mutex_);
+    if (closed_ || stopped_) {
+        refuse("a scheduler that takes further videos", closed_ ? "one that was closed" : "one that was stopped",
+               "add all of them before close() and stop()");
+    }
+    jobs_.emplace_back(std::move(plan), steps, std::move(windows), decode_ahead);
+    const auto number = static_cast<std::int64_t>(jobs_.size()) - 1;
+    ++open_jobs_;
+    push(number, {0, 1});
+    changed();
+    return number;
+}
+
+void Scheduler::close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    changed();
 }
 
 std::optional<Work> Scheduler::next(std::int64_t device) {
     std::unique_lock lock(mutex_);
-    check_device(device);
-    while (!stopped_ && !exhausted()) {
+    checked_free(device);
+    while (!stopped_ && !is_lost(device)) {
         if (auto work = take(device)) return work;
+        if (closed_ && idle()) break;
+        ++waiting_;
         changed_.wait(lock);
+        --waiting_;
     }
     return std::nullopt;
 }
 
 std::optional<Work> Scheduler::try_next(std::int64_t device) {
     const std::lock_guard lock(mutex_);
-    check_device(device);
-    if (stopped_ || exhausted()) return std::nullopt;
+    checked_free(device);
+    if (stopped_ || is_lost(device)) return std::nullopt;
     return take(device);
 }
 
-void Scheduler::segment_done(std::int64_t id) {
-    is_done_[static_cast<std::size_t>(id)] = true;
-    --unfinished_[static_cast<std::size_t>(plan_.segment(id).depth)];
-    for (const std::int64_t child : plan_.children(id)) {
-        const auto depth = static_cast<std::size_t>(plan_.segment(child).depth);
-        ready_[depth].push(child);
-        ++ready_counts_[depth];
+std::vector<Item> Scheduler::join(std::int64_t device) {
+    const std::lock_guard lock(mutex_);
+    if (checked(device).segments.empty()) {
+        refuse("device " + std::to_string(device) + " to hold segments", "none", "call next(device) when it is free");
     }
+    std::vector<Item> items;
+    // A device that never drained would never decode.
+    if (stopped_ || policy_ == Policy::kLevel || decode_first()) return items;
+    if (const std::int64_t count = takes(device); count > 0) take_segments(device, count, items);
+    return items;
 }
 
-void Scheduler::done(const Work& work) {
+void Scheduler::advance(std::int64_t device) {
     const std::lock_guard lock(mutex_);
-    const auto found = running_.find(work.id);
-    if (found == running_.end() || !(found->second == work)) {
-        throw std::invalid_argument(
-            "expected work that next() of this scheduler handed out and that is still running; found work " +
-            std::to_string(work.id) + "; report each work done once");
+    Device& held = checked(device);
+    if (held.segments.empty()) {
+        refuse("device " + std::to_string(device) + " to hold segments", "none", "report steps of segments alone");
     }
-    if (work.kind == Work::Kind::kDiffuse) {
-        for (const std::int64_t id : work.items) segment_done(id);
-    }
-    device_busy_[static_cast<std::size_t>(work.device)] = false;
-    running_.erase(found);
-    changed_.notify_all();
+    ++held.steps;
+    Load& load = loads_[static_cast<std::size_t>(device)];
+    if (load.steps_left > 0) --load.steps_left;
 }
 
-void Scheduler::consumed(std::int64_t window) {
+void Scheduler::done(std::int64_t device, std::span<const Item> items) {
     const std::lock_guard lock(mutex_);
-    if (window < 0 || window >= next_window_ || consumed_[static_cast<std::size_t>(window)]) {
-        throw std::invalid_argument("expected a decode window that was handed out and not yet consumed; found window " +
-                                    std::to_string(window) +
-                                    "; report each window consumed once, after it was decoded");
+    Device& held = checked(device);
+    if (held.window && items.size() == 1 && items.front() == *held.window) {
+        Job& owner = job(held.window->job);
+        held.window.reset();
+        if (!owner.failed()) {
+            owner.window_done();
+            if (owner.finished()) job_ended(items.front().job);
+        }
+    } else {
+        // The finished ones go to the back, where they are easily dropped; the order of a batch is of no importance.
+        std::size_t staying = held.segments.size();
+        for (const Item& item : items) {
+            const auto end = held.segments.begin() + static_cast<std::ptrdiff_t>(staying);
+            const auto found =
+                std::find_if(held.segments.begin(), end, [&](const Held& segment) { return segment.item == item; });
+            if (found == end) {
+                refuse("items that next() or join() gave to device " + std::to_string(device) + " and that it holds",
+                       text(item), "report each item done once, by the device that has it");
+            }
+            std::swap(*found, held.segments[--staying]);
+        }
+        held.segments.resize(staying);
+        for (const Item& item : items) {
+            Job& owner = job(item.job);
+            if (owner.failed()) continue;
+            push(item.job, owner.segment_done(item.id, policy_));
+            if (owner.finished()) job_ended(item.job);
+        }
+        for (std::size_t i = 0; i < items.size(); ++i) {
+            if (i == 0 || items[i].job != items[i - 1].job) refresh_windows(items[i].job);
+        }
     }
-    consumed_[static_cast<std::size_t>(window)] = true;
-    ++consumed_count_;
-    changed_.notify_all();
+    refresh_load(device);
+    changed();
+}
+
+void Scheduler::lost(std::int64_t device) {
+    const std::lock_guard lock(mutex_);
+    Device& held = checked(device);
+    if (is_lost(device)) return;
+    for (const Held& segment : held.segments) {
+        if (!job(segment.item.job).failed()) push(segment.item.job, {segment.item.id, 1});
+    }
+    if (held.window && !job(held.window->job).failed()) {
+        job(held.window->job).return_window(held.window->id);
+        refresh_windows(held.window->job);
+    }
+    held.segments.clear();
+    held.window.reset();
+    refresh_load(device);
+    loads_[static_cast<std::size_t>(device)].times = nullptr;
+    refresh_plenty();
+    if (std::all_of(loads_.begin(), loads_.end(), [](const Load& load) { return load.times == nullptr; })) {
+        stopped_ = true;
+    }
+    changed();
+}
+
+void Scheduler::fail(std::int64_t number) {
+    const std::lock_guard lock(mutex_);
+    Job& failing = checked_job(number);
+    if (failing.failed() || failing.finished()) return;
+    failing.fail();
+    ready_.drop(number);
+    refresh_windows(number);
+    job_ended(number);
+    changed();
+}
+
+void Scheduler::consumed(std::int64_t number, std::int64_t window) {
+    const std::lock_guard lock(mutex_);
+    checked_job(number).consumed(window);
+    refresh_windows(number);
+    changed();
 }
 
 void Scheduler::stop() {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
-    changed_.notify_all();
+    changed();
 }
 
 bool Scheduler::stopped() const {
@@ -179,7 +188,176 @@ bool Scheduler::stopped() const {
 
 bool Scheduler::finished() const {
     const std::lock_guard lock(mutex_);
-    return exhausted() && running_.empty();
+    return closed_ && idle();
+}
+
+bool Scheduler::job_finished(std::int64_t number) const {
+    const std::lock_guard lock(mutex_);
+    return checked_job(number).finished();
+}
+
+bool Scheduler::failed(std::int64_t number) const {
+    const std::lock_guard lock(mutex_);
+    return checked_job(number).failed();
+}
+
+std::vector<Item> Scheduler::held(std::int64_t device) const {
+    const std::lock_guard lock(mutex_);
+    const Device& holding = checked(device);
+    std::vector<Item> items;
+    for (const Held& segment : holding.segments) items.push_back(segment.item);
+    if (holding.window) items.push_back(*holding.window);
+    return items;
+}
+
+bool Scheduler::has_ready() const {
+    const std::lock_guard lock(mutex_);
+    return !ready_.empty() || !awaited_.empty() || !spare_.empty();
+}
+
+const Scheduler::Device& Scheduler::checked(std::int64_t device) const {
+    const auto count = static_cast<std::int64_t>(devices_.size());
+    if (device < 0 || device >= count) {
+        refuse("a device between 0 and " + std::to_string(count - 1), std::to_string(device),
+               "number the workers from 0");
+    }
+    return devices_[static_cast<std::size_t>(device)];
+}
+
+Scheduler::Device& Scheduler::checked(std::int64_t device) {
+    return const_cast<Device&>(std::as_const(*this).checked(device));
+}
+
+Scheduler::Device& Scheduler::checked_free(std::int64_t device) {
+    Device& asking = checked(device);
+    if (!asking.free()) {
+        refuse("device " + std::to_string(device) + " to be free", "work of it not reported done",
+               "call done() for all that it holds before next(device)");
+    }
+    return asking;
+}
+
+const Job& Scheduler::checked_job(std::int64_t number) const {
+    const auto count = static_cast<std::int64_t>(jobs_.size());
+    if (number < 0 || number >= count) {
+        refuse("the number of a job that add() returned, " + std::to_string(count) + " of them", std::to_string(number),
+               "keep what add() returns");
+    }
+    return jobs_[static_cast<std::size_t>(number)];
+}
+
+Job& Scheduler::checked_job(std::int64_t number) {
+    return const_cast<Job&>(std::as_const(*this).checked_job(number));
+}
+
+// How many segments from the front of the queue the device takes now.
+std::int64_t Scheduler::takes(std::int64_t device) {
+    const auto at = static_cast<std::size_t>(device);
+    const Load& load = loads_[at];
+    if (ready_.empty() || load.held == load.times->target()) return 0;
+    const ReadyRange& front = ready_.front();
+    std::int64_t ready = ready_.count();
+    if (policy_ == Policy::kLevel) {
+        ready = ready_.count_of(front.job);
+    } else if (policy_ == Policy::kLatency) {
+        // What a first window needs is not slowed down by other segments in its batch.
+        const std::int64_t opening = job(front.job).opening(front);
+        if (load.held > 0 && opening == 0 && devices_[at].opening) return 0;
+        if (opening > 0) ready = opening;
+    } else if (load.held > 0 && !young(load, job(front.job).steps())) {
+        return 0;
+    }
+    if (ready >= devices_[at].plenty) return load.times->target() - load.held;
+    return share(loads_, at, ready, job(front.job).steps());
+}
+
+void Scheduler::take_segments(std::int64_t device, std::int64_t count, std::vector<Item>& items) {
+    Device& taking = devices_[static_cast<std::size_t>(device)];
+    taking.opening = policy_ == Policy::kLatency && job(ready_.front().job).opening(ready_.front()) > 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+        const Item item = ready_.pop();
+        const Job& owner = job(item.job);
+        // Those of the next depth do not wait for one segment, but for all of its depth.
+        const std::int64_t children = policy_ == Policy::kLevel ? 0 : owner.plan().children(item.id).count;
+        taking.segments.push_back({item, taking.steps + owner.steps(), children});
+        items.push_back(item);
+    }
+    refresh_load(device);
+}
+
+std::optional<Work> Scheduler::take(std::int64_t device) {
+    Device& taking = devices_[static_cast<std::size_t>(device)];
+    Work work{next_id_, Work::Kind::kDecode, {}, device};
+    if (const std::int64_t count = decode_first() ? 0 : takes(device); count > 0) {
+        work.kind = Work::Kind::kDiffuse;
+        work.items.reserve(static_cast<std::size_t>(count));
+        taking.steps = 0;
+        take_segments(device, count, work.items);
+    } else if (!awaited_.empty() || !spare_.empty()) {
+        taking.window = take_window();
+        work.items.push_back(*taking.window);
+        refresh_load(device);
+    } else {
+        return std::nullopt;
+    }
+    ++next_id_;
+    if (!ready_.empty()) changed();  // this device is busy now, so a slower one may be wanted
+    return work;
+}
+
+Item Scheduler::take_window() {
+    const std::int64_t number = *(awaited_.empty() ? spare_ : awaited_).begin();
+    const Item item{number, job(number).take_window()};
+    refresh_windows(number);
+    return item;
+}
+
+void Scheduler::push(std::int64_t number, IdRange ids) {
+    if (ids.count > 0) ready_.push(ranked(policy_, job(number).plan(), job(number).steps(), number, ids));
+}
+
+void Scheduler::refresh_windows(std::int64_t number) {
+    const bool ready = job(number).window_ready();
+    const bool awaited = ready && job(number).consumer_waits();
+    awaited ? (void)awaited_.insert(number) : (void)awaited_.erase(number);
+    ready && !awaited ? (void)spare_.insert(number) : (void)spare_.erase(number);
+}
+
+// Brings what the policy sees of a device, and the number of devices that hold something, up to date.
+void Scheduler::refresh_load(std::int64_t device) {
+    Device& of = devices_[static_cast<std::size_t>(device)];
+    Load& load = loads_[static_cast<std::size_t>(device)];
+    std::int64_t last_step = of.steps;
+    load.coming = 0;
+    for (const Held& segment : of.segments) {
+        last_step = std::max(last_step, segment.last_step);
+        load.coming += segment.children;
+    }
+    load.held = static_cast<std::int64_t>(of.segments.size());
+    load.steps_left = last_step - of.steps;
+    load.decoding_s = of.window ? of.decode_s : 0.0;
+    if (of.holding == of.free()) holding_ += of.holding ? -1 : 1;
+    of.holding = !of.free();
+}
+
+void Scheduler::refresh_plenty() {
+    for (std::size_t i = 0; i < devices_.size(); ++i) {
+        if (loads_[i].times == nullptr) continue;
+        const auto same = std::find_if(loads_.begin(), loads_.begin() + static_cast<std::ptrdiff_t>(i),
+                                       [&](const Load& load) { return load.times == loads_[i].times; });
+        const auto at = static_cast<std::size_t>(same - loads_.begin());
+        devices_[i].plenty = at < i ? devices_[at].plenty : plenty(loads_, i);
+    }
+}
+
+void Scheduler::job_ended(std::int64_t number) {
+    job(number).release();
+    --open_jobs_;
+}
+
+// Wakes the threads that wait, since what they wait for may be there.
+void Scheduler::changed() {
+    if (waiting_ > 0) changed_.notify_all();
 }
 
 }  // namespace nuwaxl

@@ -1,17 +1,20 @@
-// Hands out the work of one render to worker threads, one a device: denoising batches and decode windows.
+// Hands out the work of many videos to worker threads, one a device: segments to denoise and windows to decode.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
-#include <map>
+#include <deque>
 #include <mutex>
 #include <optional>
-#include <queue>
+#include <set>
+#include <span>
 #include <vector>
 
+#include "cost.h"
+#include "job.h"
 #include "plan.h"
 #include "policy.h"
+#include "ready_queue.h"
 
 namespace nuwaxl {
 
@@ -19,78 +22,122 @@ struct Work {
     enum class Kind { kDiffuse, kDecode };
     std::int64_t id;  // counts from 0 in the order of handing out
     Kind kind;
-    std::vector<std::int64_t> items;  // segment ids of one depth, or the one decode window
-    std::int64_t depth;               // -1 for decode
+    std::vector<Item> items;  // segments, or the one decode window
     std::int64_t device;
 
     bool operator==(const Work&) const = default;
 };
 
-// Inclusive range of frames whose latents a decode window reads.
-struct Window {
-    std::int64_t first;
-    std::int64_t last;
-};
-
-// All methods may be called from any thread. Wrong use throws std::invalid_argument and changes nothing.
+// All methods may be called from any thread; only next() blocks longer than a mutex is held. Wrong use throws
+// std::invalid_argument and changes nothing. See nuwaxl.h.
 class Scheduler {
 public:
-    // Windows must lie within the plan's frames, in order: neither end may move back.
-    Scheduler(Plan plan, Policy policy, std::int64_t devices, std::int64_t max_batch, std::vector<Window> windows,
-              std::int64_t decode_ahead);
+    // A device takes up to its target batch: CostModel::best_batch(max_batch).
+    Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch);
 
-    // Blocks until there is work for `device`; nothing once all work is handed out, or after stop().
-    // A device holds one work at a time: it must report done() before it asks again.
+    // A further video: its number, from 0. See Job for the arguments. Waiting devices wake.
+    std::int64_t add(Plan plan, std::int64_t steps, std::vector<Window> windows = {}, std::int64_t decode_ahead = 1);
+
+    // No further videos will come, so next() need not wait for them.
+    void close();
+
+    // Blocks until there is work for `device`, which must hold nothing. Nothing after stop(), for a lost device, and
+    // once all videos of a closed scheduler are finished or failed. (Not earlier: what another device holds comes back
+    // if that is lost.)
     std::optional<Work> next(std::int64_t device);
 
     // As next(), but nothing also when there is no work at this moment.
     std::optional<Work> try_next(std::int64_t device);
 
-    // Publishes the results of `work`: children become ready, windows may become decodable.
-    void done(const Work& work);
+    // At a boundary between the steps of the segments that `device` holds: others to denoise with them from the next
+    // step on. Never blocks.
+    std::vector<Item> join(std::int64_t device);
 
-    // The clip of `window` was taken, which makes room for another one: at most decode_ahead windows are decoded or
-    // being decoded beyond the number of those taken.
-    void consumed(std::int64_t window);
+    // `device` did one step of all the segments that it holds.
+    void advance(std::int64_t device);
+
+    // Some or all of the segments that `device` holds, or its window, are finished: their children become ready, and
+    // windows decodable. Those of failed videos are ignored.
+    void done(std::int64_t device, std::span<const Item> items);
+
+    // The device is gone: what it held is ready again, and it gets no more. The last one to go stops the scheduler.
+    void lost(std::int64_t device);
+
+    // The video is abandoned: nothing of it is handed out any more. Of no effect once it is finished.
+    void fail(std::int64_t job);
+
+    // The clip of `window` was taken, which makes room for another one: at most decode_ahead windows of a video are
+    // decoded or being decoded beyond the number of those taken.
+    void consumed(std::int64_t job, std::int64_t window);
 
     // next() returns nothing from now on, and every thread blocked in it wakes. Running work may still be done().
     void stop();
     bool stopped() const;
 
-    // All work was handed out and reported done.
-    bool finished() const;
+    bool finished() const;  // closed, and all videos finished or failed, and nothing held
+    bool job_finished(std::int64_t job) const;
+    bool failed(std::int64_t job) const;
+    std::vector<Item> held(std::int64_t device) const;
+
+    // Whether anything waits to be handed out at this moment.
+    bool has_ready() const;
 
 private:
-    using LowestFirst = std::priority_queue<std::int64_t, std::vector<std::int64_t>, std::greater<>>;
+    struct Held {
+        Item item;
+        std::int64_t last_step;  // Device::steps when it will be finished
+        std::int64_t children;   // that become ready then
+    };
+    struct Device {
+        std::vector<Held> segments;
+        std::optional<Item> window;
+        std::int64_t steps = 0;  // done since it was free
+        double decode_s = 0.0;
+        std::int64_t plenty = 0;  // see policy.h
+        bool opening = false;     // holds segments that a first window needs
+        bool holding = false;     // is counted in holding_
 
-    void check_device(std::int64_t device) const;
-    bool window_final();
-    bool exhausted() const;
+        bool free() const { return segments.empty() && !window; }
+    };
+
+    Device& checked(std::int64_t device);
+    const Device& checked(std::int64_t device) const;
+    Device& checked_free(std::int64_t device);
+    Job& checked_job(std::int64_t job);
+    const Job& checked_job(std::int64_t job) const;
+    bool is_lost(std::int64_t device) const { return loads_[static_cast<std::size_t>(device)].times == nullptr; }
+    Job& job(std::int64_t number) { return jobs_[static_cast<std::size_t>(number)]; }
+
+    bool idle() const { return open_jobs_ == 0 && holding_ == 0; }
+    bool decode_first() const { return !awaited_.empty() || (policy_ == Policy::kLatency && !spare_.empty()); }
+    std::int64_t takes(std::int64_t device);
+    void take_segments(std::int64_t device, std::int64_t count, std::vector<Item>& items);
     std::optional<Work> take(std::int64_t device);
-    void segment_done(std::int64_t id);
+    Item take_window();
+    void push(std::int64_t job, IdRange ids);
+    void refresh_windows(std::int64_t job);
+    void refresh_load(std::int64_t device);
+    void refresh_plenty();
+    void job_ended(std::int64_t job);
+    void changed();
 
-    const Plan plan_;
     const Policy policy_;
-    const std::int64_t devices_;
-    const std::int64_t max_batch_;
-    const std::vector<Window> windows_;
-    const std::int64_t decode_ahead_;
+    std::vector<StepTimes> times_;  // one for each different cost model; loads_ point to them
 
     mutable std::mutex mutex_;
     std::condition_variable changed_;
+    std::int64_t waiting_ = 0;  // threads that wait for changed_
     bool stopped_ = false;
-    std::vector<LowestFirst> ready_;          // by depth: segment ids
-    std::vector<std::int64_t> ready_counts_;  // by depth
-    std::vector<std::int64_t> unfinished_;    // by depth
-    std::vector<bool> is_done_;               // by segment id
-    std::vector<bool> consumed_;              // by window
-    std::int64_t consumed_count_ = 0;
-    std::int64_t next_window_ = 0;  // windows below are handed out
-    std::int64_t final_end_ = 0;    // frames from windows_[next_window_].first to here (exclusive) are final
-    std::int64_t segments_left_;    // not yet handed out
+    bool closed_ = false;
+    std::deque<Job> jobs_;
+    std::int64_t open_jobs_ = 0;  // neither finished nor failed
+    ReadyQueue ready_;
+    std::set<std::int64_t> awaited_;  // jobs with a window that may be decoded and that its consumer waits for,
+    std::set<std::int64_t> spare_;    // and with one that nobody waits for
+    std::vector<Device> devices_;
+    std::vector<Load> loads_;  // by device
+    std::int64_t holding_ = 0;  // devices that hold something
     std::int64_t next_id_ = 0;
-    std::map<std::int64_t, Work> running_;  // by work id
-    std::vector<bool> device_busy_;
 };
 
 }  // namespace nuwaxl

@@ -1,5 +1,7 @@
 """The shape of a runner: what the render loop asks of an inference runtime."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -9,9 +11,28 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Segments:
+    """What the denoising of b segments starts from.
+
+    Attributes:
+        x: (b, L, c, h, w) the noise.
+        prompt: (b, L, l_p, d_p) the prompt of every frame.
+        negative: (b, l_p, d_p) the prompt to be guided away from.
+        condition: (b, L, c, h, w) x_0^c, the known frames' latents.
+        mask: (b, L, 1, h, w) x_0^m, 1 on the known frames.
+    """
+
+    x: Float32
+    prompt: Float32
+    negative: Float32
+    condition: Float32
+    mask: Float32
+
+
 class Denoising(Protocol):
-    """A batch of segments under way. Its latents and its state tensors stay with the runner, on the
-    device."""
+    """A batch of segments under way, one a slot, each at a step of its own. Its latents and its state tensors
+    stay with the runner, on the device."""
 
     def step(
         self, timestep: NDArray[np.int64], coefficients: Float32, guidance: Float32, noise: Float32 | None
@@ -25,8 +46,14 @@ class Denoising(Protocol):
             noise: (b, L, c, h, w), or None where the sampler adds none.
         """
 
-    def latents(self) -> Float32:
-        """The latents as they are now, (b, L, c, h, w)."""
+    def latents(self, slots: Sequence[int]) -> Float32:
+        """The latents of some slots as they are now, (len(slots), L, c, h, w)."""
+
+    def join(self, segments: Segments) -> None:
+        """Take more segments, into new slots after the present ones."""
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all slots but these, which become slots 0, 1, ... in this order; at least one stays."""
 
 
 class Runner(Protocol):
@@ -35,16 +62,8 @@ class Runner(Protocol):
     def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
         """Tokens (n, l_p) to prompt embeddings (n, l_p, d_p)."""
 
-    def start(self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32) -> Denoising:
-        """Begin a batch: run what does not depend on the timestep, once.
-
-        Args:
-            x: (b, L, c, h, w) the noise to start from.
-            prompt: (b, L, l_p, d_p) the prompt of every frame.
-            negative: (b, l_p, d_p) the prompt to be guided away from.
-            condition: (b, L, c, h, w) x_0^c, the known frames' latents.
-            mask: (b, L, 1, h, w) x_0^m, 1 on the known frames.
-        """
+    def start(self, segments: Segments) -> Denoising:
+        """Begin a batch: run what does not depend on the timestep, once."""
 
     def decode(self, latents: Float32) -> UInt8:
         """Latents (b, L, c, h, w) to video (b, L, H, W, 3)."""

@@ -1,6 +1,7 @@
 """A runner on ONNX Runtime's CPU provider."""
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import Worker
-from nuwaxl.engine.runners.base import Float32, UInt8
+from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.errors import InputError
 
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
@@ -38,12 +39,22 @@ class OnnxRuntimeRunner:
         prompt: Float32 = self._run("text", {"tokens": tokens})["prompt"]
         return prompt
 
-    def start(
-        self, x: Float32, prompt: Float32, negative: Float32, condition: Float32, mask: Float32
-    ) -> "OnnxRuntimeDenoising":
+    def start(self, segments: Segments) -> "OnnxRuntimeDenoising":
         """See Runner.start."""
-        state = self._run("prepare", {"prompt": prompt, "negative": negative, "condition": condition, "mask": mask})
-        return OnnxRuntimeDenoising(self, x, state)
+        return OnnxRuntimeDenoising(self, self.prepare(segments))
+
+    def prepare(self, segments: Segments) -> dict[str, Any]:
+        """The step graph's tensors of segments that begin, by name: state, x, history."""
+        state = self._run(
+            "prepare",
+            {
+                "prompt": segments.prompt,
+                "negative": segments.negative,
+                "condition": segments.condition,
+                "mask": segments.mask,
+            },
+        )
+        return {**state, "x": segments.x, "history": np.zeros_like(segments.x)}
 
     def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """One call of the step graph: its inputs and its outputs by name."""
@@ -96,10 +107,10 @@ class OnnxRuntimeRunner:
 class OnnxRuntimeDenoising:
     """A batch under way on ONNX Runtime (see Denoising)."""
 
-    def __init__(self, runner: OnnxRuntimeRunner, x: Float32, state: dict[str, Any]) -> None:
+    def __init__(self, runner: OnnxRuntimeRunner, tensors: dict[str, Any]) -> None:
         self._runner = runner
-        self._no_noise = np.zeros_like(x)
-        self._tensors = {**state, "x": x, "history": np.zeros_like(x)}
+        self._tensors = tensors
+        self._no_noise = np.zeros_like(tensors["x"])
 
     def step(
         self, timestep: NDArray[np.int64], coefficients: Float32, guidance: Float32, noise: Float32 | None
@@ -117,9 +128,23 @@ class OnnxRuntimeDenoising:
         for output, name in _HISTORY.items():
             self._tensors[name] = outputs[output]
 
-    def latents(self) -> Float32:
+    def latents(self, slots: Sequence[int]) -> Float32:
         """See Denoising.latents."""
-        return np.asarray(self._tensors["x"], dtype=np.float32)
+        latents: Float32 = np.asarray(self._tensors["x"][list(slots)], dtype=np.float32)
+        return latents
+
+    def join(self, segments: Segments) -> None:
+        """See Denoising.join."""
+        newcomers = self._runner.prepare(segments)
+        self._replace({name: np.concatenate([own, newcomers[name]]) for name, own in self._tensors.items()})
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """See Denoising.keep."""
+        self._replace({name: own[list(slots)] for name, own in self._tensors.items()})
+
+    def _replace(self, tensors: dict[str, Any]) -> None:
+        self._tensors = tensors
+        self._no_noise = np.zeros_like(tensors["x"])
 
 
 def load_onnxruntime() -> ModuleType:

@@ -1,5 +1,8 @@
 """Errors of nuwaxl: what was expected, what was found, what to do."""
 
+from functools import partial
+from typing import Any
+
 
 class NuwaxlError(Exception):
     """Base of every error nuwaxl raises on purpose. Command-line tools print it as one line, without a traceback."""
@@ -14,6 +17,18 @@ class InputError(NuwaxlError, ValueError):
         self.found = found
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For pickle: an exception is otherwise made again of its message alone.
+        return partial(type(self), expected=self.expected, found=self.found, fix=self.fix), ()
+
 
 class RenderError(NuwaxlError):
     """A render that had started could not be finished. Command-line tools exit with status 1."""
+
+
+class RenderCancelled(RenderError):
+    """A render was given up because somebody asked for it."""
+
+
+class DeviceLost(RenderError):
+    """A device can no longer be used, its process or machine being gone; others can take over its work."""

@@ -43,6 +43,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "step_ms": dict,
     "lower_bound_s": float,
     "efficiency": float,
+    "schedule": dict,
+    "cost_model": dict,
     "peak_rss_mib": float,
     "versions": dict,
     "bundle_sha256": str,
@@ -67,22 +69,36 @@ def test_the_document_has_exactly_the_keys_of_its_schema(document: dict[str, Any
     assert set(document["step_ms"]) == {"p50", "p90", "p99"}
     assert document["devices"] == ["cpu#0", "cpu#1"] == list(document["device_busy_s"])
     for batch in document["batches"]:
-        assert set(batch) == {"kind", "depth", "segments", "device", "start_s", "end_s"}
+        assert set(batch) == {"kind", "depth", "segments", "device", "start_s", "end_s", "jobs", "steps"}
 
 
-def test_every_segment_is_denoised_once_and_every_window_decoded_once(document: dict[str, Any]) -> None:
+def test_every_segment_takes_every_step_and_every_window_is_decoded_once(document: dict[str, Any]) -> None:
     plan = Plan(1024, 4)
     assert document["depths"] == plan.counts
     assert document["segments"] == len(plan)
-    items = Counter((batch["kind"], item) for batch in document["batches"] for item in batch["segments"])
-    assert set(items.values()) == {1}
-    assert {item for kind, item in items if kind == "diffuse"} == set(range(len(plan)))
-    windows = {item for kind, item in items if kind == "decode"}
-    assert windows == set(range(len(windows)))
+    steps: Counter[int] = Counter()
     for batch in document["batches"]:
-        depths = {plan.segment(item).depth for item in batch["segments"]} if batch["kind"] == "diffuse" else {-1}
-        assert depths == {batch["depth"]}
-        assert len(batch["segments"]) <= 16
+        assert batch["jobs"] == [0] * len(batch["segments"])
+        if batch["kind"] == "diffuse":
+            steps.update(dict.fromkeys(batch["segments"], batch["steps"]))
+            assert batch["depth"] == min(plan.segment(item).depth for item in batch["segments"])
+            assert len(set(batch["segments"])) == len(batch["segments"]) <= 16
+        else:
+            assert (batch["depth"], batch["steps"], len(batch["segments"])) == (-1, 0, 1)
+    assert steps == dict.fromkeys(range(len(plan)), document["steps"])
+    windows = [batch["segments"][0] for batch in document["batches"] if batch["kind"] == "decode"]
+    assert sorted(windows) == list(range(len(windows)))
+
+
+def test_the_schedule_is_compared_with_what_its_own_costs_allow(document: dict[str, Any]) -> None:
+    costs, schedule, batches = document["cost_model"], document["schedule"], document["batches"]
+    assert costs["batch_sizes"] == sorted({len(batch["segments"]) for batch in batches if batch["kind"] == "diffuse"})
+    assert len(costs["diffusion_s"]) == len(costs["batch_sizes"])
+    assert min(costs["diffusion_s"]) > 0 < costs["decode_s"]
+    first, last = min(batch["start_s"] for batch in batches), max(batch["end_s"] for batch in batches)
+    assert schedule["makespan_s"] == pytest.approx(last - first, abs=1e-4)
+    assert schedule["ratio"] == pytest.approx(schedule["makespan_s"] / schedule["lower_bound_s"], rel=1e-3)
+    assert schedule["ratio"] >= 0.95
 
 
 def test_the_times_of_the_document_agree_with_each_other(document: dict[str, Any]) -> None:
@@ -118,8 +134,8 @@ def test_the_document_says_what_was_rendered_by_what(document: dict[str, Any], t
 def test_the_docs_define_every_key_and_no_other(document: dict[str, Any]) -> None:
     text = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
     defined = re.findall(r"^\| `([a-z0-9_]+)` \|", text, flags=re.MULTILINE)
-    assert defined == list(document)
-    for inner in ("phases_s", "step_ms", "versions"):
+    assert defined == [*document, "simulate", "compare"]
+    for inner in ("phases_s", "step_ms", "versions", "schedule", "cost_model"):
         for key in document[inner]:
             assert f"`{key}`" in text, key
     for key in document["batches"][0]:
@@ -176,10 +192,20 @@ def test_a_sheet_alone_and_a_json_file_that_exists_are_written(bench: Bench, own
     assert sheet.is_file()
 
 
+def test_trace_and_report_are_written_and_named_and_bring_no_sheet_of_their_own(
+    bench: Bench, own_story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "t.json", tmp_path / "r.html"]
+    assert bench("--story", own_story, "--frames", 5, "--report", files[1], "--trace", files[0]) == 0
+    assert sorted(tmp_path.iterdir()) == sorted([*files, own_story])
+    assert capsys.readouterr().out.endswith(f"{files[0]}, {files[1]}\n")
+
+
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str], bench: Bench) -> None:
     assert bench("--help") == 0
     text = capsys.readouterr().out
-    options = "frames bundle devices steps guidance seed policy max-batch sampler json out sheet story"
+    options = "frames bundle devices steps guidance seed policy max-batch sampler json out sheet trace report story"
+    options += " simulate-devices cost-model compare"
     for word in [*(f"--{option}" for option in options.split()), "1024", "cpu:2", "exit status"]:
         assert word in text
 
@@ -201,6 +227,12 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str], bench: Benc
         (["--sheet", "o.jpg"], "ending in .png"),
         (["--sheet", "absent/o.png"], "existing folder absent"),
         (["--json", "absent/o.json"], "existing folder absent"),
+        (["--trace", "absent/t.json"], "existing folder absent"),
+        (["--trace", "."], "found a directory"),
+        (["--report", "r.htm"], "ending in .html"),
+        (["--report", "absent/r.html"], "existing folder absent"),
+        (["--trace", "r.html", "--report", "r.html"], "r.html more than once"),
+        (["--trace", "own.toml"], "own.toml more than once"),
         (["--json", "."], "found a directory"),
         (["--json", "/dev/null"], "not a regular file"),
         (["--json", "/proc/o.json"], "folder /proc that can be written"),
@@ -208,6 +240,14 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str], bench: Benc
         (["--sheet", "o.png", "--json", "o.png"], "o.png more than once"),
         (["--out", "o.mp4", "--json", "o.png"], "o.png more than once"),
         (["--json", "own.toml"], "own.toml more than once"),
+        (["--simulate-devices", "0"], "--simulate-devices"),
+        (["--simulate-devices", "1,,2"], "--simulate-devices"),
+        (["--simulate-devices", "99999"], "at most 65536"),
+        (["--cost-model", "own.toml"], "--simulate-devices with --cost-model"),
+        (["--cost-model", "own.toml", "--simulate-devices", "2"], "batch_sizes"),
+        (["--cost-model", "absent.json", "--simulate-devices", "2"], "readable cost model at absent.json"),
+        (["--cost-model", "c.json", "--simulate-devices", "2", "--out", "o.mp4"], "no --out with --cost-model"),
+        (["--compare", "dof"], "--compare"),
         (["--fames", "3"], "--fames"),
     ],
 )
@@ -288,3 +328,50 @@ def test_ctrl_c_ends_with_one_line_status_130_and_no_file(tiny_bundle: Path, own
     printed, error = process.communicate(timeout=60)
     assert (process.returncode, printed, error) == (130, "", "nuwaxl-bench: interrupted\n")
     assert not list(tmp_path.glob("*o.*"))
+
+
+def test_a_run_is_simulated_on_its_own_devices_and_others_and_compared(
+    bench: Bench, own_story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.json"
+    options = ["--devices", "cpu:1", "--steps", 50, "--simulate-devices", "4,64", "--compare", "ar", "--json", out]
+    assert bench("--story", own_story, "--frames", 200, "--report", tmp_path / "r.html", *options) == 0
+    document = json.loads(out.read_text())
+    points = {point["devices"]: point for point in document["simulate"]}
+    assert list(points) == [1, 4, 64]
+    for point in points.values():
+        assert point["efficiency"] == pytest.approx(point["lower_bound_s"] / point["makespan_s"], rel=1e-3)
+        assert point["reduction"] == pytest.approx(1 - point["makespan_s"] / point["ar_makespan_s"], rel=1e-2)
+    assert points[1]["makespan_s"] > points[4]["makespan_s"] > points[64]["makespan_s"]
+    assert points[1]["executed_s"] == document["schedule"]["makespan_s"]
+    assert "executed_s" not in points[4]
+    # The tiny bundle's steps are as short as what no cost model knows; test_requirements.py compares in earnest.
+    assert 0.1 < points[1]["makespan_s"] / points[1]["executed_s"] < 1.1
+    ar = document["compare"]["ar"]
+    assert ar["windows"] == 1 + -(-(200 - 4) // 3)
+    assert ar["reduction"] == pytest.approx(1 - document["wall_s"] / ar["wall_s"], rel=1e-3)
+    printed = capsys.readouterr().out
+    assert "makespan" in printed
+    assert f"{ar['windows']} windows one after another" in printed
+    assert "autoregressive" in (tmp_path / "r.html").read_text()
+
+
+def test_with_given_costs_nothing_is_rendered(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.Engine, "open", None)
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"batch_sizes": [1, 4], "diffusion_s": [2.0, 4.0]}')
+    options = ["--cost-model", costs, "--simulate-devices", "1,1000", "--json", tmp_path / "o.json", "--compare", "ar"]
+    assert bench("--frames", 1024, *options) == 0
+    document = json.loads((tmp_path / "o.json").read_text())
+    plan = Plan(1024, 4)
+    assert document["schema"] == "nuwaxl-bench/1"
+    assert (document["frames"], document["segments"], document["depths"]) == (1024, len(plan), plan.counts)
+    assert document["cost_model"] == {"batch_sizes": [1, 4], "diffusion_s": [2.0, 4.0], "decode_s": 0.0}
+    one, many = document["simulate"]
+    assert one["lower_bound_s"] == pytest.approx(2.0 + (len(plan) - 1) * 1.0)
+    assert 1.0 >= one["efficiency"] > 0.95
+    assert many["makespan_s"] == pytest.approx(2.0 * len(plan.counts))  # a chain of diffusions alone
+    assert many["ar_makespan_s"] == pytest.approx(2.0 * 341)
+    assert "1000" in capsys.readouterr().out

@@ -11,6 +11,13 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
+Ids children(const Plan& plan, std::int64_t id) {
+    const nuwaxl::IdRange range = plan.children(id);
+    Ids ids;
+    for (std::int64_t i = 0; i < range.count; ++i) ids.push_back(range.first + i);
+    return ids;
+}
+
 struct Shape {
     std::int64_t frames, length, depth;
 };
@@ -83,14 +90,25 @@ TEST(each_segment_shares_its_ends_with_adjacent_frames_of_its_parent) {
 TEST(children_and_parents_agree) {
     for (const auto& [frames, length, depth] : shapes()) {
         const Plan plan(frames, length, depth);
-        std::int64_t children = 0;
+        std::int64_t count = 0;
         for (std::int64_t id = 0; id < plan.size(); ++id) {
-            for (const std::int64_t child : plan.children(id)) {
+            for (const std::int64_t child : children(plan, id)) {
                 CHECK(plan.segment(child).parent == id);
-                ++children;
+                ++count;
             }
         }
-        CHECK(children == plan.size() - 1);
+        CHECK(count == plan.size() - 1);
+    }
+}
+
+TEST(the_height_is_the_longest_chain_of_descendants) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        for (std::int64_t id = plan.size() - 1; id >= 0; --id) {
+            std::int64_t height = 0;
+            for (const std::int64_t child : children(plan, id)) height = std::max(height, 1 + plan.height(child));
+            CHECK(plan.height(id) == height);
+        }
     }
 }
 
@@ -113,6 +131,44 @@ TEST(every_frame_is_generated_once_and_origin_of_names_by_whom) {
     }
 }
 
+TEST(a_chain_covers_the_frames_each_window_after_the_one_before) {
+    for (std::int64_t length = 3; length <= 6; ++length) {
+        for (std::int64_t overlap = 1; overlap < length; ++overlap) {
+            for (std::int64_t frames = 1; frames <= 40; ++frames) {
+                const Plan plan = Plan::autoregressive(frames, length, overlap);
+                CHECK(plan.kind() == Plan::Kind::kAutoregressive && plan.overlap() == overlap);
+                CHECK(plan.counts() == Ids{plan.size()});
+                CHECK(plan.frames_of(plan.size() - 1).back() >= frames - 1);
+                CHECK(plan.size() == 1 || plan.frames_of(plan.size() - 2).back() < frames - 1);
+                std::map<std::int64_t, std::int64_t> generated;
+                for (std::int64_t id = 0; id < plan.size(); ++id) {
+                    const Segment segment = plan.segment(id);
+                    const Ids own = plan.frames_of(id), known = plan.known(id);
+                    CHECK(segment.depth == 0 && segment.index == id && segment.stride == 1 && segment.parent == id - 1);
+                    CHECK(static_cast<std::int64_t>(known.size()) == (id == 0 ? 0 : overlap));
+                    CHECK(plan.height(id) == plan.size() - 1 - id);
+                    CHECK(children(plan, id) == (id + 1 < plan.size() ? Ids{id + 1} : Ids{}));
+                    for (std::size_t i = 0; i < own.size(); ++i) {
+                        if (i >= known.size()) {
+                            CHECK(generated.emplace(own[i], id).second);
+                        } else {
+                            CHECK(known[i] == static_cast<std::int64_t>(i) && generated.contains(own[i]));
+                        }
+                    }
+                }
+                for (const auto& [frame, id] : generated) CHECK(plan.origin_of(frame) == id);
+                CHECK(check::refuses([&] { plan.origin_of(plan.frames_of(plan.size() - 1).back() + 1); }));
+            }
+        }
+    }
+}
+
+TEST(locals_know_both_their_ends) {
+    const Plan plan(1024, 16, 3);
+    CHECK(plan.kind() == Plan::Kind::kTree && plan.known(0).empty());
+    CHECK((plan.known(1) == Ids{0, 15} && plan.known(74) == Ids{0, 15}));
+}
+
 TEST(wrong_arguments_are_refused_with_what_to_do) {
     CHECK(check::refuses([] { Plan(0, 16); }));
     CHECK(check::refuses([] { Plan(-1, 16); }));
@@ -123,6 +179,11 @@ TEST(wrong_arguments_are_refused_with_what_to_do) {
     CHECK(check::refuses([] { Plan(10, 16, 1000); }));
     CHECK(check::refuses([] { Plan::span(2, 1); }));
     CHECK(check::refuses([] { Plan::span(16, 0); }));
+    CHECK(check::refuses([] { Plan::autoregressive(10, 16, 0); }));
+    CHECK(check::refuses([] { Plan::autoregressive(10, 16, 16); }));
+    CHECK(check::refuses([] { Plan::autoregressive(10, 16, INT64_MIN); }));
+    CHECK(check::refuses([] { Plan::autoregressive(0, 16, 8); }));
+    CHECK(check::refuses([] { Plan::autoregressive(10, 2, 1); }));
     const Plan plan(100, 16);
     CHECK(check::refuses([&] { plan.segment(-1); }));
     CHECK(check::refuses([&] { plan.segment(plan.size()); }));
@@ -137,7 +198,7 @@ TEST(a_plan_of_10_to_the_16_segments_costs_no_more_than_a_small_one) {
     CHECK(plan.size() > 10'000'000'000'000'000);
     const std::int64_t id = plan.origin_of(frames - 1);
     CHECK(id == plan.size() - 1);
-    CHECK(plan.children(plan.segment(id).parent).back() == id);
+    CHECK(children(plan, plan.segment(id).parent).back() == id);
 }
 
 int main() { return check::run_all(); }

@@ -1,62 +1,138 @@
+#include <algorithm>
 #include <vector>
 
 #include "check.h"
 #include "policy.h"
 
-using nuwaxl::Choice;
-using nuwaxl::choose;
+using nuwaxl::CostModel;
+using nuwaxl::Load;
+using nuwaxl::Plan;
 using nuwaxl::Policy;
-using Kind = nuwaxl::Choice::Kind;
+using nuwaxl::ranked;
+using nuwaxl::share;
+using nuwaxl::StepTimes;
 
 namespace {
 
-// Counts by depth that may start, and that are not done; two devices and batches up to 16 unless said otherwise.
-Choice pick(Policy policy, const std::vector<std::int64_t>& ready, const std::vector<std::int64_t>& unfinished,
-            bool window_ready = false, std::int64_t devices = 2, std::int64_t max_batch = 16) {
-    return choose(policy, {ready, unfinished, window_ready, devices, max_batch});
+const StepTimes kFlat(CostModel({1}, {1.0}), 8);             // batches save nothing: target 1
+const StepTimes kWide(CostModel({1, 8}, {8.0, 15.0}), 8);    // 7 + b: target 8
+const StepTimes kSlow(CostModel({1, 8}, {80.0, 150.0}), 8);  // the same, ten times slower
+
+Load idle(const StepTimes& times) { return {&times, 0, 0, 0.0}; }
+Load busy(const StepTimes& times, std::int64_t held, std::int64_t steps_left) { return {&times, held, steps_left, 0.0}; }
+
+// Deals `ready` segments of 10 steps to the devices, each asking once, in order.
+std::vector<std::int64_t> deal(std::vector<Load> loads, std::int64_t ready) {
+    std::vector<std::int64_t> counts;
+    for (std::size_t i = 0; i < loads.size(); ++i) {
+        counts.push_back(share(loads, i, ready, 10));
+        ready -= counts.back();
+        if (counts.back() > 0) loads[i] = busy(*loads[i].times, loads[i].held + counts.back(), 10);
+    }
+    return counts;
 }
 
-bool diffuses(const Choice& choice, std::int64_t depth, std::int64_t count) {
-    return choice.kind == Kind::kDiffuse && choice.depth == depth && choice.count == count;
-}
+using Counts = std::vector<std::int64_t>;
 
 }  // namespace
 
-TEST(ready_segments_are_shared_between_the_devices) {
-    for (const Policy policy : {Policy::kLevel, Policy::kEager}) {
-        CHECK(diffuses(pick(policy, {0, 5, 0}, {0, 5, 69}), 1, 3));
-        CHECK(diffuses(pick(policy, {0, 1, 0}, {0, 1, 69}), 1, 1));
-        CHECK(diffuses(pick(policy, {0, 0, 69}, {0, 0, 69}, false, 8), 2, 9));
+TEST(a_device_alone_takes_all_that_it_has_room_for) {
+    CHECK(share(std::vector{idle(kWide)}, 0, 3, 10) == 3);
+    CHECK(share(std::vector{idle(kWide)}, 0, 100, 10) == 8);
+    CHECK(share(std::vector{idle(kFlat)}, 0, 100, 10) == 1);
+    CHECK(share(std::vector{busy(kWide, 5, 10)}, 0, 100, 10) == 3);
+    CHECK(share(std::vector{busy(kWide, 8, 10)}, 0, 100, 10) == 0);
+}
+
+TEST(few_segments_are_dealt_out_evenly_over_idle_devices) {
+    CHECK((deal({idle(kWide), idle(kWide), idle(kWide), idle(kWide)}, 15) == Counts{4, 4, 4, 3}));
+    CHECK((deal({idle(kWide), idle(kWide), idle(kWide), idle(kWide)}, 3) == Counts{1, 1, 1, 0}));
+    CHECK((deal({idle(kWide), idle(kWide)}, 100) == Counts{8, 8}));
+}
+
+TEST(a_device_that_is_soon_free_has_a_share) {
+    // The other one ends in one step of 15 s: better four each than eight here.
+    CHECK(share(std::vector{idle(kWide), busy(kWide, 8, 1)}, 0, 8, 10) < 8);
+    CHECK(share(std::vector{idle(kWide), busy(kWide, 8, 1)}, 0, 8, 10) >= 4);
+    // It ends as late as this device would with all eight.
+    CHECK(share(std::vector{idle(kWide), busy(kWide, 8, 10)}, 0, 8, 10) == 8);
+}
+
+TEST(a_device_that_will_have_children_to_do_has_no_share) {
+    Load parent = busy(kWide, 2, 1);
+    CHECK(share(std::vector{idle(kWide), parent}, 0, 8, 10) < 8);
+    parent.coming = 30;
+    CHECK(share(std::vector{idle(kWide), parent}, 0, 8, 10) == 8);
+}
+
+TEST(an_idle_device_goes_before_one_that_could_join) {
+    CHECK(share(std::vector{busy(kWide, 4, 9), idle(kWide)}, 0, 1, 10) == 0);
+    CHECK(share(std::vector{busy(kWide, 4, 9), idle(kWide)}, 1, 1, 10) == 1);
+}
+
+TEST(a_slow_device_leaves_the_last_segments_to_faster_ones) {
+    CHECK(share(std::vector{idle(kSlow), idle(kWide)}, 0, 5, 10) == 0);
+    CHECK(share(std::vector{idle(kSlow), busy(kWide, 8, 10)}, 0, 5, 10) == 0);
+    CHECK(share(std::vector{idle(kSlow), idle(kWide)}, 1, 5, 10) == 5);
+    CHECK(share(std::vector{idle(kSlow), idle(kWide)}, 0, 1000, 10) == 8);
+}
+
+TEST(lost_devices_do_not_count) {
+    CHECK(share(std::vector{idle(kWide), Load{nullptr, 0, 0, 0.0}}, 0, 8, 10) == 8);
+}
+
+// Whatever the others do, some device takes the next segment as soon as it can; and an idle device turns away work only
+// where a faster one exists.
+TEST(some_device_always_takes_the_next_segment) {
+    for (std::int64_t held = 0; held <= 8; ++held) {
+        for (std::int64_t left = 1; left <= 10; ++left) {
+            for (std::int64_t ready = 1; ready < 40; ++ready) {
+                const std::vector<Load> loads{idle(kWide), held > 0 ? busy(kWide, held, left) : idle(kWide)};
+                CHECK(share(loads, 0, ready, 10) >= 1);
+            }
+        }
     }
 }
 
-TEST(a_batch_never_exceeds_max_batch) {
-    CHECK(diffuses(pick(Policy::kEager, {0, 0, 69}, {0, 0, 69}, false, 1, 16), 2, 16));
-    CHECK(diffuses(pick(Policy::kEager, {0, 0, 69}, {0, 0, 69}, false, 1, 1), 2, 1));
-}
-
-TEST(level_waits_for_the_whole_depth_before) {
-    CHECK(pick(Policy::kLevel, {0, 0, 30}, {0, 2, 69}).kind == Kind::kNothing);
-    CHECK(diffuses(pick(Policy::kLevel, {0, 0, 30}, {0, 0, 69}), 2, 15));
-}
-
-TEST(eager_passes_over_running_depths_and_prefers_the_shallowest) {
-    CHECK(diffuses(pick(Policy::kEager, {0, 0, 30}, {0, 2, 69}), 2, 15));
-    CHECK(diffuses(pick(Policy::kEager, {0, 2, 30}, {0, 4, 69}), 1, 1));
-}
-
-TEST(diffusion_goes_before_decoding) {
-    for (const Policy policy : {Policy::kLevel, Policy::kEager}) {
-        CHECK(diffuses(pick(policy, {0, 1, 0}, {0, 1, 9}, true), 1, 1));
-        CHECK(pick(policy, {0, 0, 0}, {0, 0, 9}, true).kind == Kind::kDecode);
-        CHECK(pick(policy, {0, 0, 0}, {0, 0, 9}, false).kind == Kind::kNothing);
+TEST(from_plenty_on_the_share_is_all_the_room) {
+    const std::vector<std::vector<Load>> fleets{{idle(kWide), idle(kWide), idle(kWide)}, {idle(kSlow), idle(kWide)},
+                                                {idle(kWide), idle(kFlat)}};
+    for (const auto& fleet : fleets) {
+        for (std::size_t i = 0; i < fleet.size(); ++i) {
+            CHECK(share(fleet, i, nuwaxl::plenty(fleet, i), 10) == fleet[i].times->target());
+        }
     }
-    CHECK(pick(Policy::kLevel, {0, 0, 30}, {0, 2, 69}, true).kind == Kind::kDecode);
+}
+
+TEST(batches_are_joined_while_half_of_their_steps_are_to_come) {
+    CHECK(nuwaxl::young(busy(kWide, 3, 5), 10));
+    CHECK(!nuwaxl::young(busy(kWide, 3, 4), 10));
+}
+
+TEST(eager_ranks_by_the_longest_chain_below) {
+    const Plan deep(1024, 16, 3), flat(10, 16);
+    const auto rank = [&](const Plan& plan, std::int64_t steps, std::int64_t id) {
+        return ranked(Policy::kEager, plan, steps, 0, {id, 1}).rank;
+    };
+    CHECK(rank(deep, 10, 0) < rank(deep, 10, 1) && rank(deep, 10, 1) < rank(deep, 10, 6));
+    CHECK(rank(deep, 10, 1) == rank(deep, 10, 5));
+    CHECK(rank(deep, 10, 6) == rank(flat, 10, 0));
+    CHECK(rank(flat, 50, 0) < rank(deep, 10, 0));
+    const Plan chain = Plan::autoregressive(1024, 16, 8);
+    CHECK(rank(chain, 1, 0) == -chain.size() && rank(chain, 1, chain.size() - 1) == -1);
+}
+
+TEST(latency_ranks_by_first_frame) {
+    const Plan plan(1024, 16, 3);
+    const nuwaxl::ReadyRange range = ranked(Policy::kLatency, plan, 10, 4, {6, 15});
+    CHECK(range.rank == 0 && range.rank_step == 15 && range.job == 4 && range.first == 6 && range.end == 21);
+    CHECK(ranked(Policy::kLatency, plan, 10, 0, {2, 1}).rank == 225);
 }
 
 TEST(names_of_policies) {
     CHECK(nuwaxl::parse_policy("level") == Policy::kLevel);
     CHECK(nuwaxl::parse_policy("eager") == Policy::kEager);
+    CHECK(nuwaxl::parse_policy("latency") == Policy::kLatency);
     CHECK(check::refuses([] { nuwaxl::parse_policy("Level"); }));
 }
 

@@ -1,8 +1,11 @@
 """A tiny bundle with hand-written graphs, so that the whole engine runs without a trained model and torch."""
 
 import shutil
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +15,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from nuwaxl.engine.bundle import write_manifest
+from nuwaxl.engine import Engine
+from nuwaxl.engine.bundle import Bundle, write_manifest
 from nuwaxl.engine.bundle_schema import Diffusion, Graph, Network, Sampler, TensorSpec, required_tensors
+from nuwaxl.engine.devices import parse_devices
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 
 NETWORK = Network(
     length=4,
@@ -162,6 +168,14 @@ def write_tiny_bundle(folder: Path) -> None:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured costs go into a folder of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUWAXL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle's directory; tests that change it copy it first."""
@@ -216,3 +230,48 @@ class TinyModel:
 def tiny_model() -> TinyModel:
     """The reference for the tiny bundle."""
     return TinyModel()
+
+
+class Hooked(OnnxRuntimeRunner):
+    """A runner that calls hooks before its steps and its decodes."""
+
+    before_step: Callable[[], None] = staticmethod(lambda: None)
+    before_decode: Callable[[], None] = staticmethod(lambda: None)
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.before_step()
+        return super().step(inputs)
+
+    def decode(self, latents: Any) -> Any:
+        self.before_decode()
+        return super().decode(latents)
+
+
+@pytest.fixture
+def hooked_engine(tiny_bundle: Path) -> Callable[..., Engine]:
+    """Makes an engine whose runners call the hooks given; not in measuring costs, which is done before."""
+
+    def make(devices: str = "cpu:2", measured: bool = True, **hooks: Callable[[], None]) -> Engine:
+        bundle, workers = Bundle.open(tiny_bundle), parse_devices(devices)
+        runners = tuple(Hooked(bundle, worker) for worker in workers)
+        engine = Engine(bundle, workers, runners)
+        if measured:
+            engine.costs()
+        for runner in runners:
+            for name, hook in hooks.items():
+                setattr(runner, name, hook)
+        return engine
+
+    return make
+
+
+def worker_threads() -> list[str]:
+    """Names of the worker threads alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("nuwaxl ")]
+
+
+@pytest.fixture
+def no_worker_is_left() -> Iterator[None]:
+    """No worker thread outlives the test that started it."""
+    yield
+    assert worker_threads() == []

@@ -9,6 +9,7 @@ import pytest
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners.base import Denoising, Segments
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.errors import InputError
 
@@ -30,13 +31,14 @@ def test_steps_carry_the_latents_and_the_history_from_one_to_the_next(runner: On
     x = normal(2, 4, 3, 8, 8)
     noise = normal(2, 4, 3, 8, 8) * 3
     known = np.zeros_like(x)
-    denoising = runner.start(x, normal(2, 4, 3, 2), normal(2, 3, 2), known, np.zeros((2, 4, 1, 8, 8), dtype=np.float32))
-    np.testing.assert_array_equal(denoising.latents(), x)
+    mask = np.zeros((2, 4, 1, 8, 8), dtype=np.float32)
+    denoising = runner.start(Segments(x, normal(2, 4, 3, 2), normal(2, 3, 2), known, mask))
+    np.testing.assert_array_equal(denoising.latents([0, 1]), x)
 
     def step(*row: float, noise: np.ndarray | None = None) -> np.ndarray:
         coefficients = np.tile(np.array(row, dtype=np.float32), (2, 1))
         denoising.step(np.array([9, 9]), coefficients, np.ones(2, dtype=np.float32), noise)
-        return denoising.latents()
+        return denoising.latents([0, 1])
 
     first = step(0.5, 0, 0, 1, 1, 0)  # x0 = x / 2; history is 0 in the first step
     np.testing.assert_allclose(first, 0.5 * x, rtol=1e-6)
@@ -52,22 +54,59 @@ def test_guidance_and_timestep_belong_to_each_segment(runner: OnnxRuntimeRunner)
 
     def run(timesteps: list[int], guidance: list[float]) -> np.ndarray:
         n = len(timesteps)
-        denoising = runner.start(
-            np.repeat(x, n, 0),
-            np.repeat(prompt, n, 0),
-            np.repeat(negative, n, 0),
-            np.repeat(x, n, 0),
-            np.repeat(mask, n, 0),
-        )
+        segments = Segments(*(np.repeat(tensor, n, 0) for tensor in (x, prompt, negative, x, mask)))
+        denoising = runner.start(segments)
         row = np.array([[1, -1, 0.2, 0.7, 0, 0]], dtype=np.float32)
         denoising.step(np.array(timesteps), np.repeat(row, n, 0), np.array(guidance, dtype=np.float32), None)
-        return denoising.latents()
+        return denoising.latents(range(n))
 
     together = run([90, 10, 10], [3, 3, 0])
     for slot, (timestep, guidance) in enumerate([(90, 3.0), (10, 3.0), (10, 0.0)]):
         np.testing.assert_allclose(together[slot], run([timestep], [guidance])[0], rtol=1e-6, atol=1e-6)
     assert np.abs(together[0] - together[1]).max() > 0.01
     assert np.abs(together[1] - together[2]).max() > 0.01
+
+
+def test_segments_that_join_and_leave_between_steps_are_denoised_as_they_would_be_alone(
+    runner: OnnxRuntimeRunner,
+) -> None:
+    rng = np.random.default_rng(1)
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    ones = np.ones((1, 4, 1, 8, 8), dtype=np.float32)
+    segments = [
+        Segments(random(1, 4, 3, 8, 8), random(1, 4, 3, 2), random(1, 3, 2), random(1, 4, 3, 8, 8), ones)
+        for _ in range(3)
+    ]
+    row = np.array([[0.9, -0.3, 0.2, 0.7, 0.4, 0]], dtype=np.float32)  # with a part of the history
+
+    def step(denoising: Denoising, timesteps: list[int]) -> None:
+        n = len(timesteps)
+        denoising.step(np.array(timesteps), np.repeat(row, n, 0), np.full(n, 2.0, dtype=np.float32), None)
+
+    def alone(segment: Segments) -> np.ndarray:
+        denoising = runner.start(segment)
+        for timestep in (90, 50, 10):
+            step(denoising, [timestep])
+        return denoising.latents([0])[0]
+
+    mixed = runner.start(segments[0])
+    step(mixed, [90])
+    mixed.join(segments[1])
+    step(mixed, [50, 90])
+    mixed.join(segments[2])
+    step(mixed, [10, 50, 90])
+    done = [mixed.latents([0])[0]]
+    mixed.keep([2, 1])
+    step(mixed, [50, 10])
+    done.append(mixed.latents([1])[0])
+    mixed.keep([0])
+    step(mixed, [10])
+    done.append(mixed.latents([0])[0])
+    for made, segment in zip(done, segments, strict=True):
+        np.testing.assert_allclose(made, alone(segment), rtol=1e-5, atol=1e-6)
 
 
 def test_encode_and_decode_are_inverse_in_this_bundle(runner: OnnxRuntimeRunner) -> None:

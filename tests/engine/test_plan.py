@@ -98,6 +98,50 @@ def test_ids_are_depth_major_and_frames_follow_from_first_frame_and_stride(plan:
         assert (frames == segment.first_frame + segment.stride * np.arange(plan.length)).all()
 
 
+@given(st.integers(1, 200), st.integers(3, 12), st.data())
+def test_a_chain_of_windows_covers_the_frames_each_given_the_end_of_the_one_before(
+    frames: int, length: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(1, length - 1))
+    plan = Plan.autoregressive(frames, length, overlap)
+    assert (plan.kind, plan.frames, plan.length, plan.depth) == ("autoregressive", frames, length, 1)
+    assert plan.counts == [len(plan)]
+    generated: list[int] = []
+    for id in range(len(plan)):
+        segment, numbers = plan.segment(id), plan.frames_of(id).tolist()
+        assert (segment.depth, segment.index, segment.stride, segment.parent) == (0, id, 1, id - 1)
+        assert numbers == list(range(id * (length - overlap), id * (length - overlap) + length))
+        assert plan.known(id) == (list(range(overlap)) if id else [])
+        assert plan.children(id) == ([id + 1] if id + 1 < len(plan) else [])
+        assert all(plan.origin_of(frame) == id for frame in numbers[overlap if id else 0 :])
+        generated += numbers[overlap if id else 0 :]
+    assert generated == list(range(len(generated)))
+    assert frames <= len(generated) < max(frames, length) + length - overlap
+
+
+@given(plans())
+def test_locals_know_the_frames_that_their_parent_gives(plan: Plan) -> None:
+    assert plan.kind == "tree"
+    assert plan.known(0) == []
+    for id in range(1, len(plan)):
+        given_frames = set(plan.frames_of(plan.segment(id).parent).tolist())
+        assert plan.known(id) == [i for i, frame in enumerate(plan.frames_of(id).tolist()) if frame in given_frames]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [((0, 16, 8), "0"), ((10, 2, 1), "2"), ((10, 16, 0), "0"), ((10, 16, 16), "16"), ((10, 16, -(2**63)), "-9223")],
+)
+def test_an_impossible_chain_is_refused_with_what_to_do(arguments: tuple[int, int, int], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^expected .*; found {found}.*; \w+"):
+        Plan.autoregressive(*arguments)
+
+
+def test_plans_print_what_makes_them() -> None:
+    assert repr(Plan(1024, 16)) == "Plan(frames=1024, length=16, depth=3)"
+    assert repr(Plan.autoregressive(100, 16, 4)) == "Plan.autoregressive(frames=100, length=16, overlap=4)"
+
+
 def test_frames_of_outlives_its_plan() -> None:
     frames = Plan(1024, 16).frames_of(7)
     assert frames.tolist() == list(range(15, 31))

@@ -1,66 +1,30 @@
 """Renders that do not run to their end: closed, failed, interrupted, or with a slow consumer."""
 
+import asyncio
 import gc
+import os
 import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Clip, Engine, Progress, Story
+from nuwaxl.engine import Clip, Engine, Progress, Story, Task
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import parse_devices
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeDenoising, OnnxRuntimeRunner
-from nuwaxl.errors import RenderError
+from nuwaxl.errors import DeviceLost, InputError, RenderCancelled, RenderError
+from tests.engine.conftest import worker_threads
 
 STORY = Story([(0, "red sky"), (9, "blue sea")])
 
 
-class Hooked(OnnxRuntimeRunner):
-    """A runner that calls hooks before its steps and its decodes."""
-
-    before_step: Callable[[], None] = staticmethod(lambda: None)
-    before_decode: Callable[[], None] = staticmethod(lambda: None)
-
-    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        self.before_step()
-        return super().step(inputs)
-
-    def decode(self, latents: Any) -> Any:
-        self.before_decode()
-        return super().decode(latents)
-
-
-@pytest.fixture
-def hooked_engine(tiny_bundle: Path) -> Callable[..., Engine]:
-    """Makes an engine whose runners call the hooks given."""
-
-    def make(devices: str = "cpu:2", **hooks: Callable[[], None]) -> Engine:
-        bundle, workers = Bundle.open(tiny_bundle), parse_devices(devices)
-        runners = tuple(Hooked(bundle, worker) for worker in workers)
-        for runner in runners:
-            for name, hook in hooks.items():
-                setattr(runner, name, hook)
-        return Engine(bundle, workers, runners)
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def no_worker_is_left() -> Iterator[None]:
-    """No worker thread outlives the test that started it."""
-    yield
-    assert worker_threads() == []
-
-
-def worker_threads() -> list[str]:
-    """Names of the worker threads alive."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("nuwaxl ")]
+pytestmark = pytest.mark.usefixtures("no_worker_is_left")
 
 
 def test_leaving_the_iteration_stops_the_workers_within_a_step(hooked_engine: Callable[..., Engine]) -> None:
@@ -146,7 +110,9 @@ def test_a_failing_decoder_is_an_error_after_the_clips_before_it(
 def test_latents_that_are_not_finite_are_an_error(
     hooked_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OnnxRuntimeDenoising, "latents", lambda self: np.full((1, 4, 3, 8, 8), np.nan, np.float32))
+    monkeypatch.setattr(
+        OnnxRuntimeDenoising, "latents", lambda self, slots: np.full((len(slots), 4, 3, 8, 8), np.nan, np.float32)
+    )
     with pytest.raises(RenderError, match="finite latents"):
         list(hooked_engine().render(STORY, frames=3))
 
@@ -196,3 +162,130 @@ def test_an_abandoned_iterator_stops_its_workers(hooked_engine: Callable[..., En
     del clips
     gc.collect()
     assert worker_threads() == []
+
+
+def test_cancelling_from_another_thread_ends_the_iteration_within_a_step(hooked_engine: Callable[..., Engine]) -> None:
+    engine = hooked_engine("cpu:2", before_step=lambda: time.sleep(0.1))
+    video = engine.render(STORY, frames=400, steps=100, max_batch=1)
+    cancelled = threading.Timer(0.5, video.cancel)
+    cancelled.start()
+    began = time.perf_counter()
+    with pytest.raises(RenderCancelled):
+        list(video)
+    # A step takes a little more than 0.1 s; the worst is a step that began just before.
+    assert time.perf_counter() - began < 0.5 + 0.1 * 10
+    assert worker_threads() == []
+    assert sum(len(clip.frames) for clip in engine.render(STORY, frames=3, steps=1)) == 3
+
+
+def test_an_async_iteration_leaves_the_loop_free_and_gives_the_same_frames(
+    hooked_engine: Callable[..., Engine],
+) -> None:
+    video = hooked_engine("cpu:2", before_step=lambda: time.sleep(0.01)).render(STORY, frames=30)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    async def take() -> list[Clip]:
+        ticking = asyncio.create_task(tick())
+        clips = [clip async for clip in video]
+        ticking.cancel()
+        return clips
+
+    frames = np.concatenate([clip.frames for clip in asyncio.run(take())])
+    assert ticks > 5
+    np.testing.assert_array_equal(frames, np.concatenate([clip.frames for clip in video]))
+
+
+def test_cancelling_the_task_of_an_async_iteration_stops_the_workers(hooked_engine: Callable[..., Engine]) -> None:
+    engine = hooked_engine("cpu:2", before_step=lambda: time.sleep(0.02))
+
+    async def take() -> None:
+        async for _ in engine.render(STORY, frames=400, steps=100):
+            pass
+
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(take(), 0.5)
+
+    asyncio.run(main())
+    assert worker_threads() == []
+    assert sum(len(clip.frames) for clip in engine.render(STORY, frames=3, steps=1)) == 3
+
+
+def test_two_engines_of_one_process_render_at_the_same_time(hooked_engine: Callable[..., Engine]) -> None:
+    first, second = (iter(hooked_engine("cpu:2").render(STORY, frames=60, seed=seed)) for seed in (1, 2))
+    pairs = list(zip(first, second, strict=True))
+    assert sum(len(clip.frames) for clip, _ in pairs) == 60
+    assert any((one.frames != other.frames).any() for one, other in pairs)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_engine_is_refused_in_a_forked_process(tiny_bundle: Path) -> None:
+    engine = Engine.open(tiny_bundle)
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.render(STORY, frames=3)
+        except InputError as error:
+            os._exit(0 if "after the fork" in str(error) else 3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Breaking(OnnxRuntimeRunner):
+    """A runner of a device that goes away after some steps."""
+
+    steps_left = 10**9
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.steps_left -= 1
+        if self.steps_left < 0:
+            raise DeviceLost("unplugged")
+        return super().step(inputs)
+
+
+@pytest.mark.parametrize("steps_left", [0, 7, 33])
+def test_the_other_devices_take_over_what_a_lost_one_had_under_way(tiny_bundle: Path, steps_left: int) -> None:
+    bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:2")
+    runners = tuple(Breaking(bundle, worker) for worker in workers)
+    with Engine(bundle, workers, runners) as engine:
+        undisturbed = np.concatenate([clip.frames for clip in engine.render(STORY, frames=100)])
+        runners[1].steps_left = steps_left
+        found = np.concatenate([clip.frames for clip in engine.render(STORY, frames=100)])
+        assert np.abs(found.astype(int) - undisturbed).max() <= 1
+        runners[0].steps_left = 20
+        with pytest.raises(RenderError, match="unplugged"):
+            list(engine.render(STORY, frames=100))
+
+
+def test_when_all_devices_are_lost_every_video_fails_those_that_had_not_begun_too(tiny_bundle: Path) -> None:
+    bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:2")
+    runners = tuple(Breaking(bundle, worker) for worker in workers)
+    with Engine(bundle, workers, runners) as engine:
+        engine.costs(2)
+        for runner in runners:
+            runner.steps_left = 20
+        videos = engine.render_many([Task(STORY, frames=9, seed=seed) for seed in range(40)], max_batch=2)
+        list(videos)
+    errors = [str(result.error) for result in videos.results if result.error is not None]
+    assert len(errors) > 20
+    assert all("unplugged" in error for error in errors)
+
+
+def test_costs_are_measured_on_the_devices_that_are_left(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUWAXL_CACHE", str(tmp_path))
+    bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:2")
+    runners = tuple(Breaking(bundle, worker) for worker in workers)
+    runners[0].steps_left = 1
+    with Engine(bundle, workers, runners) as engine:
+        assert sum(len(clip.frames) for clip in engine.render(STORY, frames=30)) == 30
+        runners[1].steps_left = 1
+        with pytest.raises(DeviceLost, match="unplugged"):
+            engine.costs(3)

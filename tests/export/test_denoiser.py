@@ -33,6 +33,7 @@ VARIANTS = {
     "injection at the highest scale only": replace(BASE, multi_scale=False),
     "injection into up blocks only": replace(BASE, symmetric=False),
     "temporal kernel of 5": replace(BASE, temporal_kernel=5),
+    "no frame positions": replace(BASE, frame_positions=False),
 }
 BATCH = 3
 

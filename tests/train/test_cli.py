@@ -143,6 +143,42 @@ def test_packing_halves_the_weights_and_keeps_their_values(trained: Path, tmp_pa
     assert main(["pack", str(tmp_path), str(tmp_path / "more")]) == 2
 
 
+def test_latents_cached_ahead_are_those_that_training_looks_for(
+    trained: Path, cartoons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, cache = trained / "tklvae" / "model" / "tklvae.safetensors", tmp_path / "latents"
+    command = ["data", "latents", str(cartoons), "--config", str(trained / "mtd.toml"), "--device", "cpu"]
+    assert main([*command, "--tklvae", str(weights), "--out", str(cache)]) == 0
+    assert "latents of 2 videos" in capsys.readouterr().out
+    files = {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.npy")}
+    by_training = {
+        path.relative_to(trained / "latents"): path.read_bytes() for path in (trained / "latents").rglob("*.npy")
+    }
+    assert len(files) == 2
+    assert files == by_training
+
+    def fail(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("nuwaxl.train.networks.tklvae.TKLVAE.encode", fail)
+    assert main([*command, "--tklvae", str(weights), "--out", str(cache)]) == 0
+    config = tmp_path / "mtd.toml"
+    config.write_text((trained / "mtd.toml").read_text().replace(str(trained / "latents"), str(cache)))
+    assert main(["mtd", str(config), "--out", str(tmp_path / "out"), "--steps", "1"]) == 0
+
+
+def test_latents_of_a_folder_or_by_weights_that_cannot_be_used_are_status_2(
+    trained: Path, cartoons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "latents", "--config", str(trained / "mtd.toml"), "--out", str(tmp_path / "latents")]
+    assert main([*command, str(cartoons), "--tklvae", "no/such.safetensors"]) == 2
+    assert "no/such.safetensors" in capsys.readouterr().err
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert main([*command, str(tmp_path)]) == 2
+    assert "broken.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "latents").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

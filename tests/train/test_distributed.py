@@ -12,7 +12,8 @@ import torch
 from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.cli import main
-from nuwaxl.train.distributed import Share
+from nuwaxl.train.distributed import Processes
+from tests.train.small import WITHOUT_GRADIENT, run_config
 
 CONFIG = """
 [run]
@@ -24,11 +25,13 @@ learning_rate = 1e-3
 warmup = 1
 log_every = 1
 checkpoint_every = 3
+accumulation = {accumulation}
 device = "cpu"
 
 [training]
 frames = 3
 calibration_batches = 1
+{training}
 
 [tklvae]
 latent_channels = 2
@@ -37,37 +40,75 @@ layers_per_block = 1
 norm_groups = 4
 temporal_heads = 2
 """
+GAME = "adversarial_weight = 0.5\nadversarial_start = 1\ndiscriminator_channels = 8"
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+COMMAND = ["--module", "nuwaxl.train"]
 
 
-def test_two_processes_equal_one(cartoons: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.toml").write_text(CONFIG.format(data=cartoons, out=tmp_path / name))
+@pytest.mark.parametrize(
+    ("launcher", "accumulation", "training"),
+    [(ACCELERATE, 2, GAME), pytest.param(TORCHRUN, 1, "", marks=pytest.mark.slow)],
+    ids=["accelerate, with a discriminator, in parts", "torchrun"],
+)
+def test_two_processes_equal_one(
+    cartoons: Path, tmp_path: Path, launcher: list[str], accumulation: int, training: str
+) -> None:
+    for name, parts in (("one", 1), ("two", accumulation)):
+        text = CONFIG.format(data=cartoons, out=tmp_path / name, training=training, accumulation=parts)
+        (tmp_path / f"{name}.toml").write_text(text)
     assert main(["tklvae", str(tmp_path / "one.toml")]) == 0
-
-    script = tmp_path / "start.py"
-    script.write_text("import sys\nfrom nuwaxl.train.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, "tklvae", str(tmp_path / "two.toml")], check=True, env=environment, timeout=300)
+    command = [sys.executable, "-m", *launcher, *COMMAND, "tklvae", str(tmp_path / "two.toml")]
+    subprocess.run(command, check=True, env=environment, timeout=600)
 
-    one, two = (checkpoint.load_weights(tmp_path / n / "step_00000003" / "tklvae.safetensors") for n in ("one", "two"))
-    unmoved = torch.nn.init.dirac_(torch.empty_like(one["encoder.temporal_in.weight"]))
-    assert not torch.equal(one["encoder.temporal_in.weight"], unmoved)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
-    first, second = ((tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("one", "two"))
-    assert len(first) == len(second) == 3
-    assert json.loads(first[0])["l1"] == pytest.approx(json.loads(second[0])["l1"], rel=1e-4)
+    one, two = (tmp_path / name / "step_00000003" for name in ("one", "two"))
+    weights = [checkpoint.load_weights(folder / "tklvae.safetensors") for folder in (one, two)]
+    unmoved = torch.nn.init.dirac_(torch.empty_like(weights[0]["encoder.temporal_in.weight"]))
+    assert not torch.equal(weights[0]["encoder.temporal_in.weight"], unmoved)
+    names = sorted(
+        path.name for path in one.iterdir() if path.suffix == ".safetensors" and "optimizer" not in path.name
+    )
+    assert names == sorted(
+        ["ema.safetensors", "tklvae.safetensors", *(["discriminator.safetensors"] if training else [])]
+    )
+    for file in names:
+        first, second = (checkpoint.load_weights(folder / file) for folder in (one, two))
+        for name, tensor in first.items():
+            if not name.endswith(WITHOUT_GRADIENT):
+                torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5, msg=f"{file}: {name}")
+    logs = [(folder.parent / "log.jsonl").read_text().splitlines() for folder in (one, two)]
+    assert len(logs[0]) == len(logs[1]) == 3
+    for lines in zip(*logs, strict=True):
+        alone, shared = (json.loads(line) for line in lines)
+        assert set(alone) == set(shared)
+        assert shared["l1"] == pytest.approx(alone["l1"], rel=1e-4)
+        assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
 
 
 def test_shares_cover_the_batch_once() -> None:
-    batch = list(range(6))
-    parts = [list(Share(rank, 3).of(batch)) for rank in range(3)]
-    assert sorted(number for part in parts for number in part) == batch
-    assert {len(part) for part in parts} == {2}
+    batch = list(range(12))
+    for world, accumulation in ((1, 1), (3, 1), (1, 4), (3, 2)):
+        processes = [Processes(rank, world, torch.device("cpu")) for rank in range(world)]
+        parts = [share.of(batch) for process in processes for share in process.parts(accumulation)]
+        assert sorted(number for part in parts for number in part) == batch
+        assert {len(part) for part in parts} == {12 // world // accumulation}
+        for process in processes:  # its parts are its share
+            own = [number for share in process.parts(accumulation) for number in share.of(batch)]
+            assert len(own) == len(process.share.of(batch))
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="multiple of 2"):
-        Share.join(5, torch.device("cpu"))
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_ways_of_sharing_a_network_that_are_not_built_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"data-parallel.*found {name}"):
+        Processes.join(run_config(Path("unused"), Path("unused")))
+
+
+def test_accelerates_cpu_flag_is_heard_where_the_device_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run = run_config(Path("unused"), Path("unused"), device="auto")
+    assert run.torch_device().type == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert run.torch_device().type == "cpu"

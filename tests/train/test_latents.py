@@ -1,11 +1,14 @@
 """The latent cache: each frame once, in windows of L, keyed by the weights."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nuwaxl.errors import InputError
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.latents import LatentCache
 from nuwaxl.train.data.videos import to_network
@@ -62,3 +65,93 @@ def test_what_is_cached_is_not_encoded_again(cache: LatentCache, monkeypatch: py
 
     monkeypatch.setattr(cache, "_encode", fail)
     cache.fill([0, 1], show_progress=False)
+
+
+@pytest.fixture
+def copies(cartoons: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for path in cartoons.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_the_key_of_a_video_is_its_path_size_and_time_of_change(copies: Path, network: TKLVAE, tmp_path: Path) -> None:
+    videos = EpisodeFolder(copies)
+    cache = LatentCache(tmp_path / "cache", network, videos, LENGTH)
+    video = videos.episodes[0].video
+    first = cache.path(0)
+    assert cache.path(0) == first
+    assert cache.path(1) != first
+    status = video.stat()
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    later = cache.path(0)
+    with video.open("ab") as file:
+        file.write(b"\0")
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    longer = cache.path(0)
+    moved = copies.rename(tmp_path / "moved")
+    elsewhere = LatentCache(tmp_path / "cache", network, EpisodeFolder(moved), LENGTH).path(0)
+    assert len({first, later, longer, elsewhere}) == 4
+
+
+def test_the_key_of_a_network_is_its_weights_configuration_and_window_length(
+    cache: LatentCache, network: TKLVAE
+) -> None:
+    heads = TKLVAE(replace(TKLVAE_TINY, temporal_heads=1))
+    heads.load_state_dict(network.state_dict())  # the same weights compute something else
+    shifted = TKLVAE(TKLVAE_TINY)
+    shifted.load_state_dict(network.state_dict())
+    shifted.latent_shift += 1
+    folders = {
+        LatentCache(cache.folder.parent, other, cache.videos, length).folder
+        for other, length in ((network, LENGTH), (network, LENGTH + 1), (heads, LENGTH), (shifted, LENGTH))
+    }
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("damage", ["fewer frames", "other type", "truncated", "empty"])
+def test_a_cached_array_that_is_not_of_its_video_is_refused_by_name(
+    copies: Path, network: TKLVAE, tmp_path: Path, damage: str
+) -> None:
+    cache = LatentCache(tmp_path / "cache", network, EpisodeFolder(copies), LENGTH)
+    cache.fill([0], show_progress=False)
+    path = cache.path(0)
+    array, content = np.load(path), path.read_bytes()
+    assert array.shape[0] == 96
+    if damage == "fewer frames":
+        np.save(path, array[:-1])
+    elif damage == "other type":
+        np.save(path, array.astype(np.float32))
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    again = LatentCache(tmp_path / "cache", network, cache.videos, LENGTH)
+    with pytest.raises(InputError, match=path.name):
+        again.fill([0], show_progress=False)
+    with pytest.raises(InputError, match=path.name):
+        again.read(0, np.arange(3))
+    path.write_bytes(content)
+    np.testing.assert_array_equal(again.read(0, np.arange(96)), array.astype(np.float32))
+
+
+def test_an_interrupted_fill_keeps_what_is_whole_and_takes_nothing_else_for_it(
+    cartoons: Path, network: TKLVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = LatentCache(tmp_path, network, EpisodeFolder(cartoons), LENGTH)
+    encode, save = cache._encode, np.save
+
+    def stop(path: Path, array: np.ndarray) -> None:
+        save(path, array[:7])
+        raise KeyboardInterrupt
+
+    cache.fill([0], show_progress=False)
+    monkeypatch.setattr(np, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill([0, 1], show_progress=False)
+    monkeypatch.setattr(np, "save", save)
+    encoded = []
+    monkeypatch.setattr(cache, "_encode", lambda episode: encoded.append(episode) or encode(episode))
+    cache.fill([0, 1], show_progress=False)
+    assert encoded == [1]
+    assert cache.read(1, np.arange(96)).shape[0] == 96
+    assert len(list(cache.folder.iterdir())) == 2

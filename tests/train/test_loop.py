@@ -1,41 +1,56 @@
 """The shared training loop: log, checkpoints, resume, and what stops it."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
-from nuwaxl.train.distributed import Share
-from nuwaxl.train.loop import TrainingError, train
+from nuwaxl.train.averages import Averages
+from nuwaxl.train.distributed import Processes, Share
+from nuwaxl.train.loop import train
 from nuwaxl.train.run import RunConfig
+from nuwaxl.train.task import Game, Objective
+from nuwaxl.train.update import TrainingError, Update
 
 
 class Regression:
-    """Learn y = 3x - 1 from noisy samples."""
+    """Learn y = 3x - 1 from noisy samples: the smallest task."""
 
-    def __init__(self, poison_at: int | None = None) -> None:
+    game: Game | None = None
+
+    def __init__(self, poison_at: int | None = None, batch_size: int = 32) -> None:
         torch.manual_seed(0)
         self.modules: dict[str, nn.Module] = {"line": nn.Linear(1, 1)}
-        self.poison_at, self.calls = poison_at, 0
+        self.poison_at, self.calls, self.batch_size = poison_at, 0, batch_size
+
+    def configuration(self) -> dict[str, dict[str, Any]]:
+        return {"training": {"truth": [3, -1]}}
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.modules["line"].parameters())
 
-    def loss(
-        self, rng: np.random.Generator, generator: torch.Generator, share: Share
-    ) -> tuple[Tensor, dict[str, float]]:
-        x = torch.from_numpy(rng.normal(size=(32, 1)).astype(np.float32))
-        y = 3 * x - 1 + 0.01 * torch.randn(32, 1, generator=generator)
-        loss = (self.modules["line"](x) - y).square().mean()
+    def _samples(self, rng: np.random.Generator) -> Tensor:
+        return torch.from_numpy(rng.normal(size=(self.batch_size, 1)).astype(np.float32))
+
+    def files(self, rng: np.random.Generator, share: Share) -> list[str]:
+        return [f"x = {float(x):.6f}" for x in share.of(self._samples(rng))]
+
+    def loss(self, rng: np.random.Generator, generator: torch.Generator, share: Share, step: int) -> Objective:
+        x = share.of(self._samples(rng))
+        noise = share.of(torch.randn(self.batch_size, 1, generator=generator))
+        loss = (self.modules["line"](x) - (3 * x - 1 + 0.01 * noise)).square().mean()
         self.calls += 1
         if self.poison_at == self.calls:
             loss = loss * float("nan")
-        return loss, {"loss": loss.item()}
+        return Objective(loss, {"loss": loss.item()})
 
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:
         checkpoint.save_weights(weights["line"], folder / "line.safetensors")
@@ -69,12 +84,10 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_pa
     stopped = Regression()
     original = stopped.loss
 
-    def interrupted(
-        rng: np.random.Generator, generator: torch.Generator, share: Share
-    ) -> tuple[Tensor, dict[str, float]]:
+    def interrupted(rng: np.random.Generator, generator: torch.Generator, share: Share, step: int) -> Objective:
         if stopped.calls == 33:
             raise KeyboardInterrupt
-        return original(rng, generator, share)
+        return original(rng, generator, share, step)
 
     stopped.loss = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -83,7 +96,9 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_pa
     train(Regression(), config(tmp_path / "parts"), resume=True, show_progress=False)
 
     assert files(tmp_path / "parts" / "model") == files(tmp_path / "whole" / "model")
-    assert files(tmp_path / "parts" / "step_00000060") == files(tmp_path / "whole" / "step_00000060")
+    parts, whole = (files(tmp_path / name / "step_00000060") for name in ("parts", "whole"))
+    del parts["training.json"], whole["training.json"]  # they name the output folder
+    assert parts == whole
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -97,9 +112,151 @@ def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
         train(Regression(), config(tmp_path), resume=False, show_progress=False)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"found nan at step 44.*step_00000040"):
-        train(Regression(poison_at=45), config(tmp_path), resume=False, show_progress=False)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_files_and_last_checkpoint(tmp_path: Path) -> None:
+    task = Regression(poison_at=45)
+    with pytest.raises(TrainingError, match=r"finite loss; found nan at step 44.*step_00000040") as caught:
+        train(task, config(tmp_path), resume=False, show_progress=False)
+    rng = np.random.default_rng([0, 44])
+    rng.integers(2**62)
+    first = task.files(rng, Share())[:12]
+    assert ", ".join(first) + " and 20 more" in str(caught.value)
+
+
+def test_only_the_files_of_the_part_that_is_not_finite_are_named(tmp_path: Path) -> None:
+    task = Regression(poison_at=3, batch_size=4)
+    with pytest.raises(TrainingError, match=r"at step 0, .*none yet") as caught:
+        train(task, config(tmp_path, batch_size=4, accumulation=4), resume=False, show_progress=False)
+    rng = np.random.default_rng([0, 0])
+    rng.integers(2**62)
+    names = task.files(rng, Share())
+    assert [name in str(caught.value) for name in names] == [False, False, True, False]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tmp_path: Path) -> None:
+    task = Regression()
+    before = {name: tensor.clone() for name, tensor in task.modules["line"].state_dict().items()}
+    task.parameters()[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"finite gradient; found \w+ at step 0, learning from x = "):
+        train(task, config(tmp_path), resume=False, show_progress=False)
+    for name, tensor in task.modules["line"].state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_whole_batch_at_once(tmp_path: Path, parts: int) -> None:
+    for name, accumulation in (("whole", 1), ("parts", parts)):
+        run = config(tmp_path / name, accumulation=accumulation)
+        train(Regression(), run, resume=False, show_progress=False)
+    whole, in_parts = (checkpoint.load_weights(tmp_path / n / "model" / "line.safetensors") for n in ("whole", "parts"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(in_parts[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_its_parts_cannot_share_equally_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 processes x 3 parts.*multiple of 3"):
+        train(Regression(), config(tmp_path, accumulation=3), resume=False, show_progress=False)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path) -> None:
+    task = Regression()
+    run = config(tmp_path, steps=1, clip=1e-3)
+    update = Update(task, run, Processes.join(run))
+    figures = update(0)
+    assert figures["grad_norm"][0] > 1.0
+    norm = torch.cat([parameter.grad.flatten() for parameter in task.parameters() if parameter.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_moving_average_follows_its_formula() -> None:
+    module = nn.Linear(1, 1)
+    averages = Averages({"line": module}, decay=0.5)
+    expected = module.weight.detach().clone()
+    assert torch.equal(averages.values["line/weight"], expected)
+    for step, decay in enumerate((1 / 10, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5)):
+        with torch.no_grad():
+            module.weight.add_(1.0)
+        averages.update(step)
+        expected = decay * expected + (1 - decay) * module.weight.detach()
+        torch.testing.assert_close(averages.by_module()["line"]["weight"], expected)
+
+
+def test_the_model_is_the_average_and_the_checkpoint_the_last_weights(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    published = checkpoint.load_weights(tmp_path / "model" / "line.safetensors")
+    average = checkpoint.load_weights(tmp_path / "step_00000060" / "ema.safetensors")
+    last = checkpoint.load_weights(tmp_path / "step_00000060" / "line.safetensors")
+    assert torch.equal(published["weight"], average["line/weight"])
+    assert not torch.equal(published["weight"], last["weight"])
+
+
+def test_tensorboard_has_the_figures_of_the_log(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path, steps=40), resume=False, show_progress=False)
+    train(Regression(), config(tmp_path, steps=60), resume=True, show_progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    log = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert set(events.Tags()["scalars"]) == set(log[0]) - {"step"} == {"loss", "grad_norm", "rate", "seconds"}
+    for name in ("loss", "grad_norm", "rate"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(line["step"], pytest.approx(line[name])) for line in log]
+    assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
+
+
+def test_tensorboard_may_be_left_out_and_must_be_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"package tensorboard.*pip install 'nuwaxl\[train\]'.*tensorboard = false"):
+        train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    train(Regression(), config(tmp_path, tensorboard=False), resume=False, show_progress=False)
+    assert not (tmp_path / "tensorboard").exists()
+    assert (tmp_path / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 80},
+        {"log_every": 5, "checkpoint_every": 7, "keep_checkpoints": 1, "tensorboard": False},
+        {"device": "auto"},
+    ],
+)
+def test_what_does_not_change_the_steps_done_may_change_on_resume(tmp_path: Path, changes: dict[str, object]) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    train(Regression(), config(tmp_path, **changes), resume=True, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.2}, r"\[run\] learning_rate = 0\.2, which was 0\.1"),
+        ({"batch_size": 16, "seed": 4}, r"\[run\] batch_size = 16, which was 32; \[run\] seed = 4, which was 0"),
+        ({"steps": 59}, r"\[run\] steps = 59, which was 60"),
+        ({"accumulation": 2}, r"\[run\] accumulation"),
+    ],
+)
+def test_a_changed_configuration_is_refused_on_resume_by_key(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    before = files(tmp_path / "step_00000060")
+    with pytest.raises(InputError, match=message):
+        train(Regression(), config(tmp_path, **changes), resume=True, show_progress=False)
+    assert files(tmp_path / "step_00000060") == before
+
+
+def test_a_changed_task_is_refused_on_resume_by_key(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    changed = Regression()
+    changed.configuration = lambda: {"training": {"truth": [3, 1]}}  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"\[training\] truth = \[3, 1\], which was \[3, -1\]"):
+        train(changed, config(tmp_path), resume=True, show_progress=False)
+
+
+def test_a_checkpoint_without_its_configuration_is_refused(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    (tmp_path / "step_00000060" / "training.json").write_text('{"step": 60}')
+    with pytest.raises(InputError, match=r"step and configuration in .*training\.json"):
+        train(Regression(), config(tmp_path), resume=True, show_progress=False)
 
 
 def test_rate_warms_up_and_falls_along_a_cosine() -> None:
@@ -112,10 +269,17 @@ def test_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert config(Path("unused"), schedule="constant").rate_at(50) == 0.1
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "checkpoint_every"])
-def test_counts_must_be_positive(name: str) -> None:
-    with pytest.raises(InputError, match=name):
-        config(Path("unused"), **{name: 0})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "learning_rate", "clip")),
+        *((name, -1) for name in ("warmup", "weight_decay", "seed", "ema_decay")),
+        ("ema_decay", 1.0),
+    ],
+)
+def test_numbers_without_sense_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"\[run\] {name} to be .*found {value}"):
+        config(Path("unused"), **{name: value})
 
 
 @pytest.mark.parametrize(

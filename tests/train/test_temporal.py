@@ -53,3 +53,27 @@ def test_temporal_attention_equals_softmax_attention_written_out() -> None:
         heads.append(weights @ value[..., head])
     expected = layer.to_out(torch.cat(heads, dim=-1)).permute(0, 2, 3, 1).reshape(x.shape) + x
     torch.testing.assert_close(layer(x, LENGTH), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_positions_temporal_attention_follows_a_permutation_of_the_frames() -> None:
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    def permuted(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(3, LENGTH, 8, 4, 6)[:, order].reshape(x.shape)
+
+    x = frames(8)
+    blind = TemporalAttention(8, 2, "random")
+    torch.testing.assert_close(blind(permuted(x), LENGTH), permuted(blind(x, LENGTH)), rtol=1e-5, atol=1e-5)
+    seeing = TemporalAttention(8, 2, "random", positions=True)
+    assert not torch.allclose(seeing(permuted(x), LENGTH), permuted(seeing(x, LENGTH)), atol=1e-2)
+
+
+def test_frame_positions_tell_every_frame_from_every_other() -> None:
+    positions = TemporalAttention(64, 4, positions=True).frame_positions(64)
+    distances = torch.cdist(positions, positions) + 9.0 * torch.eye(64)
+    assert distances.min() > 0.5
+
+
+def test_temporal_attention_with_positions_is_the_identity_at_initialisation() -> None:
+    x = frames(8)
+    assert torch.equal(TemporalAttention(8, 2, positions=True)(x, LENGTH), x)

@@ -93,5 +93,5 @@ def test_temporal_layers_learn_from_the_first_step() -> None:
 
 
 def test_an_even_temporal_kernel_is_refused() -> None:
-    with pytest.raises(ValueError, match="odd temporal_kernel"):
+    with pytest.raises(ValueError, match="temporal_kernel to be odd"):
         TKLVAEConfig(temporal_kernel=4)

@@ -20,39 +20,24 @@ class Captions:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a caption file: entries in order of frame, the first for frame 0. Blank lines are skipped.
+        """Read a caption file: entries in order of frame, the first for frame 0.
 
         Raises InputError, naming file and line, for anything else.
         """
         path = Path(path)
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+        entries = read_entries(path)
+        if entries[0][0] != 0:
             raise InputError(
-                expected=f"a UTF-8 caption file at {path}",
-                found=str(error),
-                fix="write one caption line a frame",
-            ) from error
+                expected=f"an entry of frame 0 first in {path}",
+                found=str(entries[0][0]),
+                fix="caption the first frame too",
+            )
         frames: list[int] = []
         texts: list[str] = []
-        last = -1
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            frame, text = _parse(line, f"{path}, line {number}")
-            if frame <= last or (last < 0 and frame != 0):
-                expected = f"a frame above {last}" if last >= 0 else "frame 0 first"
-                raise InputError(
-                    expected=f"{expected} in {path}, line {number}",
-                    found=str(frame),
-                    fix="sort the lines by frame",
-                )
-            last = frame
+        for frame, text in entries:
             if not texts or text != texts[-1]:
                 frames.append(frame)
                 texts.append(text)
-        if not texts:
-            raise InputError(expected=f"captions in {path}", found="an empty file", fix="caption at least frame 0")
         return cls(tuple(frames), tuple(texts))
 
     def text_at(self, frame: int) -> str:
@@ -60,6 +45,36 @@ class Captions:
         if frame < 0:
             raise InputError(expected="a frame of at least 0", found=str(frame), fix="ask for a frame of the video")
         return self.texts[bisect_right(self.frames, frame) - 1]
+
+
+def read_entries(path: Path) -> list[tuple[int, str]]:
+    """All (frame, text) of a caption file, at least one, ascending by frame. Blank lines are skipped.
+
+    Raises InputError, naming file and line, for anything else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            expected=f"a UTF-8 caption file at {path}",
+            found=str(error),
+            fix="write one caption line a frame",
+        ) from error
+    entries: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        frame, text = _parse(line, f"{path}, line {number}")
+        if entries and frame <= entries[-1][0]:
+            raise InputError(
+                expected=f"a frame above {entries[-1][0]} in {path}, line {number}",
+                found=str(frame),
+                fix="sort the lines by frame",
+            )
+        entries.append((frame, text))
+    if not entries:
+        raise InputError(expected=f"captions in {path}", found="an empty file", fix="caption at least frame 0")
+    return entries
 
 
 def _parse(line: str, where: str) -> tuple[int, str]:

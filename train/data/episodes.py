@@ -11,9 +11,8 @@ import numpy as np
 
 from nuwaxl.errors import InputError
 from nuwaxl.train.data.captions import Captions
-from nuwaxl.train.data.videos import VideoFile
+from nuwaxl.train.data.videos import VideoFile, list_videos
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
 OPEN_FILES = 128  # indexing a long video costs more than reading a few frames of it, so readers are kept
 
 
@@ -49,19 +48,7 @@ class EpisodeFolder:
     def __init__(self, folder: str | Path, limit: int = 0) -> None:
         """Open the folder's videos, or the first `limit` of them if that is not 0."""
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise InputError(
-                expected=f"a folder at {self.folder}",
-                found="none",
-                fix="name the folder that holds the videos",
-            )
-        videos = sorted(path for path in self.folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not videos:
-            raise InputError(
-                expected=f"videos ({', '.join(VIDEO_SUFFIXES)}) in {self.folder}",
-                found="none",
-                fix="name the folder that holds the videos",
-            )
+        videos = list_videos(self.folder)
         self.episodes = [_open_episode(video) for video in (videos[:limit] if limit else videos)]
         self._open: OrderedDict[int, VideoFile] = OrderedDict()
 

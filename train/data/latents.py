@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nuwaxl.errors import InputError
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.videos import to_network
 from nuwaxl.train.networks.tklvae import TKLVAE
 
 
 class LatentCache:
-    """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of weights and length>/.
+    """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of network and length>/.
 
-    A file is named by its video's path, size and time of change, so that a video that was replaced is encoded again.
+    The digest is of weights, configuration and window length L. A file is named by its video's path, size and time of
+    change, so that a video that was replaced is encoded again.
     """
 
     def __init__(self, folder: Path, network: TKLVAE, videos: EpisodeFolder, length: int) -> None:
@@ -38,9 +40,17 @@ class LatentCache:
         return self.folder / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
 
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
-        """Encode the episodes that are not cached yet; what an interrupted call finished is kept."""
+        """Encode the episodes that are not cached yet; what an interrupted call finished is kept.
+
+        Raises InputError, naming the file, for a cached array that is not of its video and for a video that fails.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [episode for episode in episodes if not self.path(episode).exists()]
+        missing = []
+        for episode in episodes:
+            if self.path(episode).exists():
+                self._array(episode)
+            else:
+                missing.append(episode)
         for episode in tqdm(missing, desc="latents", disable=None if show_progress else True):
             partial = self.path(episode).with_suffix(".partial.npy")
             np.save(partial, self._encode(episode))
@@ -61,13 +71,32 @@ class LatentCache:
 
     def read(self, episode: int, frames: np.ndarray) -> np.ndarray:
         """Latents x_0 of frames (L,), float32 (L, c, h, w)."""
+        return np.asarray(self._array(episode)[frames], dtype=np.float32)
+
+    def _array(self, episode: int) -> np.ndarray:
+        """The cached latents of a whole video, float16 (frames, c, h, w), not read into memory."""
         if episode not in self._maps:
-            self._maps[episode] = np.load(self.path(episode), mmap_mode="r")
-        return np.asarray(self._maps[episode][frames], dtype=np.float32)
+            path, video = self.path(episode), self.videos.episodes[episode]
+            f = self.network.config.downsampling
+            shape = (video.frames, self.network.config.latent_channels, video.height // f, video.width // f)
+            try:
+                array = np.load(path, mmap_mode="r")
+                found = f"{array.dtype} of {array.shape}"
+            except (OSError, ValueError, EOFError) as error:
+                array, found = None, str(error)
+            if array is None or array.shape != shape or array.dtype != np.float16:
+                raise InputError(
+                    expected=f"latents of {video.video}, float16 of {shape}, in {path}",
+                    found=found,
+                    fix="remove the file: it will be made again",
+                )
+            self._maps[episode] = array
+        return self._maps[episode]
 
 
 def _digest(network: TKLVAE, length: int) -> str:
-    digest = hashlib.sha256(f"windows of {length}".encode())
+    # Heads and groups change what the same weights compute.
+    digest = hashlib.sha256(f"windows of {length} by {network.config}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().numpy().tobytes())

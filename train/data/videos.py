@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,31 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from nuwaxl.errors import InputError
+from nuwaxl.train.data.libav import matroska_errors
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+
+
+def list_videos(folder: Path) -> list[Path]:
+    """The videos of a folder in order of name. Raises InputError if it has none, or two that share a caption file."""
+    if not folder.is_dir():
+        raise InputError(expected=f"a folder at {folder}", found="none", fix="name the folder that holds the videos")
+    videos = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise InputError(
+            expected=f"videos ({', '.join(VIDEO_SUFFIXES)}) in {folder}",
+            found="none",
+            fix="name the folder that holds the videos",
+        )
+    by_stem = {video.stem: video for video in videos}
+    for video in videos:
+        if by_stem[video.stem] != video:
+            raise InputError(
+                expected=f"videos of different names in {folder}, each with its own .jsonl",
+                found=f"{video.name} and {by_stem[video.stem].name}",
+                fix="rename or remove one",
+            )
+    return videos
 
 
 class VideoFile:
@@ -24,6 +49,9 @@ class VideoFile:
     Opening walks over the packets once, without decoding, to learn every frame's time stamp and which of them
     are keyframes; a frame is then reached by decoding from the keyframe before it. `decoded_frames` counts
     the frames decoded so far. Raises InputError, naming the file, if it is missing, no video, or damaged.
+
+    `codec` is its name, `fps` the mean rate, `duration` in seconds. Frames are numbered in order of presentation,
+    those that an edit list cuts away not counted.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -33,7 +61,7 @@ class VideoFile:
         try:
             self._container: InputContainer = av.open(str(self.path))
         except (av.FFmpegError, OSError) as error:
-            raise self._unusable(str(error)) from error
+            raise self._unusable(str(error.strerror or error)) from error
         try:
             self._index()
         except BaseException:
@@ -47,26 +75,42 @@ class VideoFile:
         self.width, self.height = self._stream.codec_context.width, self._stream.codec_context.height
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
+        self.codec = self._stream.codec_context.codec.canonical_name
         times: list[int] = []
         keys: list[int] = []
+        starts: list[int] = []
+        end = 0
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size == 0 or packet.is_discard:  # the empty packet at the end; frames edited away
-                    continue
-                if packet.is_corrupt:
-                    raise self._unusable(f"a damaged packet after {len(times)} frames")
-                if packet.pts is None:
-                    raise self._unusable(f"a frame without a time stamp after {len(times)} frames")
-                times.append(packet.pts)
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
+            # A Matroska reader passes over what is damaged in silence, and the frames after it would be misnumbered.
+            with matroska_errors(self._container) as first_error:
+                for packet in self._container.demux(self._stream):
+                    if packet.size == 0:  # the empty one at the end
+                        continue
+                    starts += [time for time in (packet.pts, packet.dts) if time is not None and len(times) == 0]
+                    if packet.is_discard:  # a frame edited away
+                        continue
+                    if packet.is_corrupt:
+                        raise self._unusable(f"a damaged packet after {len(times)} frames")
+                    if packet.pts is None:
+                        raise self._unusable(f"a frame without a time stamp after {len(times)} frames")
+                    times.append(packet.pts)
+                    end = max(end, packet.pts + (packet.duration or 0))
+                    if packet.is_keyframe:
+                        keys.append(packet.pts)
+                if first_error():
+                    raise self._unusable(f"{first_error()}, {len(times)} frames")
         except av.FFmpegError as error:
-            raise self._unusable(f"{error} after {len(times)} frames") from error
-        self._times, self._keys = sorted(times), sorted(keys)
-        if not self._times or not self._keys:
+            raise self._unusable(f"{error.strerror} after {len(times)} frames") from error
+        if not times or not keys:
             raise self._unusable("no frames")
+        self._times, self._keys = sorted(times), sorted(keys)
+        # The first frame may build on a keyframe that an edit list cuts away, and is decoded before it is shown.
+        self._start = min(starts)
+        if len(set(times)) != len(times):
+            raise self._unusable(f"{len(times)} frames at {len(set(times))} different times")
         if not self.width or not self.height:
             raise self._unusable(f"frames of {self.width} x {self.height} pixels")
+        self.duration = float((end - self._times[0]) * self._stream.time_base)
 
     def _unusable(self, found: str) -> InputError:
         return InputError(
@@ -109,18 +153,42 @@ class VideoFile:
             frames[slots[index]] = self._pixels(frame)
         return frames
 
-    def read_all(self) -> Iterator[np.ndarray]:
-        """All frames in order, one at a time: uint8 RGB (H, W, 3)."""
-        for _, frame in self._decode(range(len(self))):
+    def iterate(self, frame_indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """The frames of these ascending numbers within the video, one at a time: uint8 RGB (H, W, 3)."""
+        for _, frame in self._decode(frame_indices):
             yield self._pixels(frame)
 
+    def verify(self, on_frame: Callable[[], object]) -> None:
+        """Decode the whole video once, on all cores, calling `on_frame` for each frame.
+
+        Raises InputError for the first frame that is damaged, missing, or of another size. What a codec does not
+        notice itself stays unseen: VP9 and AV1 carry no checksums.
+        """
+        reached = 0
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for frame in container.decode(stream):
+                    if reached >= len(self) or frame.pts != self._times[reached]:
+                        break
+                    if frame.is_corrupt:
+                        raise self._unusable(f"frame {reached} is damaged")
+                    self._check_size(frame)
+                    reached += 1
+                    on_frame()
+        except av.FFmpegError as error:
+            raise self._unusable(f"{error.strerror} when decoding, after {reached} frames") from error
+        if reached < len(self):
+            raise self._unusable(f"frame {reached} cannot be decoded")
+
     def _pixels(self, frame: VideoFrame) -> np.ndarray:
-        pixels = self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
-        if pixels.shape != (self.height, self.width, 3):
-            raise self._unusable(
-                f"a frame of {pixels.shape[1]} x {pixels.shape[0]} within {self.width} x {self.height}"
-            )
-        return pixels
+        self._check_size(frame)
+        return self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+
+    def _check_size(self, frame: VideoFrame) -> None:
+        if (frame.width, frame.height) != (self.width, self.height):
+            raise self._unusable(f"a frame of {frame.width} x {frame.height} within {self.width} x {self.height}")
 
     def _decode(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Frames of these ascending numbers; decodes on from the last one if no keyframe lies in between."""
@@ -130,34 +198,37 @@ class VideoFile:
             key = bisect_right(self._keys, self._times[index]) - 1
             if stream is None or key > reached_key:
                 stream, reached_key = self._seek(key), max(key, 0)
-            time, frame = self._advance(stream, self._times[index])
+            time, frame = self._advance(stream, self._keys[reached_key], self._times[index])
             # Containers seek by decoding time, so a seek may land past the frame: start one keyframe earlier.
             while time > self._times[index] and reached_key > 0:
                 reached_key -= 1
                 stream = self._seek(reached_key)
-                time, frame = self._advance(stream, self._times[index])
+                time, frame = self._advance(stream, self._keys[reached_key], self._times[index])
             if time != self._times[index]:
                 raise self._unusable(f"frame {index} cannot be decoded")
             yield index, frame
 
     def _seek(self, key: int) -> Iterator[VideoFrame]:
         """Decoded frames from this keyframe (by its place in the list of keyframes) on."""
-        target = self._keys[key] if key > 0 else min(self._keys[0], self._times[0])
         try:
+            target = self._keys[key] if key > 0 else self._start
             self._container.seek(target, stream=self._stream, backward=True)
         except av.FFmpegError as error:
-            raise self._unusable(f"{error} when seeking") from error
+            raise self._unusable(f"{error.strerror} when seeking") from error
         return iter(self._container.decode(self._stream))
 
-    def _advance(self, stream: Iterator[VideoFrame], time: int) -> tuple[int, VideoFrame]:
-        """The first frame at or after this time stamp, and its own."""
+    def _advance(self, stream: Iterator[VideoFrame], key: int, time: int) -> tuple[int, VideoFrame]:
+        """The first frame at or after this time stamp, and its own; `key` is that of the keyframe decoding is from."""
         try:
             for frame in stream:
                 self.decoded_frames += 1
+                # Frames that a keyframe leads in may refer to what comes before it; all others build on each other.
+                if frame.is_corrupt and frame.pts is not None and frame.pts >= key:
+                    raise self._unusable(f"a damaged frame {bisect_left(self._times, frame.pts)}")
                 if frame.pts is not None and frame.pts >= time:
                     return frame.pts, frame
         except av.FFmpegError as error:
-            raise self._unusable(f"{error} when decoding") from error
+            raise self._unusable(f"{error.strerror} when decoding") from error
         raise self._unusable(f"{self.decoded_frames} decoded frames, where {len(self)} are announced")
 
 

@@ -38,7 +38,9 @@ class _Layer(nn.Module):
             if attention
             else None
         )
-        self.temporal_attention = TemporalAttention(c_out, config.heads) if attention else None
+        self.temporal_attention = (
+            TemporalAttention(c_out, config.heads, positions=config.frame_positions) if attention else None
+        )
 
     def forward(
         self, h: Tensor, embedding: Tensor, injection: Injection | None, keys_values: Tensor | None, length: int
@@ -163,3 +165,7 @@ class MTD(nn.Module):
     def forward(self, x: Tensor, timestep: Tensor, prompt: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
         """`prepare` and `denoise` in one, for training."""
         return self.denoise(x, timestep, self.prepare(prompt, condition, mask))
+
+    def temporal_parameters(self) -> list[nn.Parameter]:
+        """Of the layers that NUWA-XL adds: temporal convolutions, temporal attentions, condition injection."""
+        return [p for name, p in self.named_parameters() if "temporal" in name or name.startswith("injection.")]

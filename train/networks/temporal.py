@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nuwaxl.train.networks.spatial import timestep_embedding
+
 
 class TemporalConv(nn.Module):
     """Conv1d over the L frames, c_out == c_in; with init="identity" it returns its input exactly (eq. 1).
@@ -44,12 +46,17 @@ class TemporalConv(nn.Module):
 class TemporalAttention(nn.Module):
     """Temporal self-attention TA with residual; h*w is batch, L the sequence (eq. 12, 13 over time).
 
-    The output projection starts at zero, so that the layer starts as the identity (eq. 2).
+    The output projection starts at zero, so that the layer starts as the identity (eq. 2). With `positions` the
+    sinusoidal embedding of each frame's number in the segment is added to the normalised tokens: attention alone does
+    not see the frames' order (docs/adr/0005).
     """
 
-    def __init__(self, channels: int, heads: int, init: Literal["identity", "random"] = "identity") -> None:
+    def __init__(
+        self, channels: int, heads: int, init: Literal["identity", "random"] = "identity", positions: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.positions = positions
         self.norm = nn.LayerNorm(channels)
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
@@ -57,13 +64,21 @@ class TemporalAttention(nn.Module):
             nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
 
+    def frame_positions(self, length: int) -> Tensor:
+        """What is added to the L frames' normalised tokens, (L, c)."""
+        numbers = torch.arange(length, device=self.to_qkv.weight.device)
+        return timestep_embedding(numbers, self.to_qkv.in_features).to(self.to_qkv.weight.dtype)
+
     def forward(self, x: Tensor, length: int) -> Tensor:
         """x (b*L, c, h, w) -> the same shape."""
         channels, height, width = x.shape[1], x.shape[2], x.shape[3]
         pixels, head_dim = height * width, channels // self.heads
         tokens = x.reshape(-1, length, channels, pixels).permute(0, 3, 1, 2)  # (b, hw, L, c)
         tokens = tokens.reshape(-1, length, channels)
-        qkv = self.to_qkv(self.norm(tokens)).reshape(-1, length, 3, self.heads, head_dim)
+        normed = self.norm(tokens)
+        if self.positions:
+            normed = normed + self.frame_positions(length)
+        qkv = self.to_qkv(normed).reshape(-1, length, 3, self.heads, head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (b*hw, heads, L, head_dim)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out = self.to_out(mixed.permute(0, 2, 1, 3).reshape(-1, length, channels))

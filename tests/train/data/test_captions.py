@@ -56,7 +56,7 @@ def test_a_bad_line_is_refused_with_file_and_line(tmp_path: Path, line: str) -> 
 
 
 def test_captions_that_leave_the_first_frame_out_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"frame 0 first in .*late\.jsonl, line 1.*found 5"):
+    with pytest.raises(InputError, match=r"frame 0 first in .*late\.jsonl; found 5"):
         Captions.load(write(tmp_path / "late.jsonl", '{"frame": 5, "text": "a"}'))
 
 

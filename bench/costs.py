@@ -1,0 +1,110 @@
+"""What a diffusion costs by batch size: from a finished render, or from a file."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nuwaxl.engine import CostModel, RenderStats
+from nuwaxl.errors import InputError
+
+
+@dataclass(frozen=True)
+class DiffusionCosts:
+    """Seconds of a whole diffusion of each batch size, all its steps and what precedes them; and of a decode window,
+    0 where that is not known."""
+
+    batch_sizes: tuple[int, ...]
+    diffusion_s: tuple[float, ...]
+    decode_s: float = 0.0
+
+    @property
+    def alone_s(self) -> float:
+        """c1: a diffusion alone."""
+        return CostModel(list(self.batch_sizes), list(self.diffusion_s)).step_s(1)
+
+    @property
+    def cheapest_s(self) -> float:
+        """c: the cheapest time a segment, over the batch sizes."""
+        return min(seconds / size for size, seconds in zip(self.batch_sizes, self.diffusion_s, strict=True))
+
+    def model(self, steps: int) -> CostModel:
+        """For a scheduler, whose costs are those of one of `steps` steps."""
+        return CostModel(list(self.batch_sizes), [seconds / steps for seconds in self.diffusion_s], self.decode_s)
+
+    def table(self) -> dict[str, Any]:
+        """As it stands in a JSON document, and as load_costs reads it."""
+        return {
+            "batch_sizes": list(self.batch_sizes),
+            "diffusion_s": list(self.diffusion_s),
+            "decode_s": self.decode_s,
+        }
+
+
+def measured_costs(stats: RenderStats) -> DiffusionCosts:
+    """The costs of a finished render: the average over its batches of each size, so that they add up to its time."""
+    seconds: defaultdict[int, float] = defaultdict(float)
+    steps: defaultdict[int, int] = defaultdict(int)
+    decodes = [batch.end_s - batch.start_s for batch in stats.batches if batch.kind == "decode"]
+    for batch in stats.batches:
+        if batch.kind == "diffuse":
+            seconds[len(batch.segments)] += batch.end_s - batch.start_s
+            steps[len(batch.segments)] += batch.steps
+    sizes = sorted(size for size in steps if steps[size])
+    return DiffusionCosts(
+        tuple(sizes),
+        tuple(stats.steps * seconds[size] / steps[size] for size in sizes),
+        sum(decodes) / len(decodes),
+    )
+
+
+def load_costs(path: str | os.PathLike[str]) -> DiffusionCosts:
+    """Read a cost model: {"batch_sizes": [1, 2], "diffusion_s": [1.0, 1.5]}, optionally with "decode_s"; or a document
+    of nuwaxl-bench that has one as `cost_model`.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    expected = f'{{"batch_sizes": [1, 2, ...], "diffusion_s": [...]}} in {path}'
+    fix = "write the seconds of a whole diffusion for every batch size, or name a document of nuwaxl-bench"
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(expected=f"a readable cost model at {path}", found=str(error), fix="check the path") from error
+    except ValueError as error:
+        raise InputError(expected=expected, found=str(error), fix=fix) from error
+    if isinstance(table, Mapping) and isinstance(table.get("cost_model"), Mapping):
+        table = table["cost_model"]
+    try:
+        costs = DiffusionCosts(
+            tuple(table["batch_sizes"]), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0))
+        )
+        costs.model(steps=1)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
+    return costs
+
+
+def schedule_figures(stats: RenderStats, costs: DiffusionCosts) -> dict[str, float]:
+    """How near the schedule came to what its own costs allow: `makespan_s` from the first batch to the last, decoding
+    included, `lower_bound_s` that no schedule of the same work at these costs can beat, and `ratio`, the first by the
+    second."""
+    windows = sum(batch.kind == "decode" for batch in stats.batches)
+    bound_s = work_bound_s(stats.depths, len(stats.devices), costs, windows)
+    makespan_s = max(batch.end_s for batch in stats.batches) - min(batch.start_s for batch in stats.batches)
+    return {"makespan_s": makespan_s, "lower_bound_s": bound_s, "ratio": makespan_s / bound_s}
+
+
+def work_bound_s(depths: Sequence[int], devices: int, costs: DiffusionCosts, windows: int) -> float:
+    """max over depth j of j * c1 + (n_j * c + windows * decode_s) / D, seconds.
+
+    As measure.lower_bound_s, with the decoding of the windows as work: all of it waits for segments of the lowest
+    depth. Not rounded up to whole segments, since a device that takes newcomers between steps shares them.
+    """
+    decode_s = windows * costs.decode_s
+    return max(
+        j * costs.alone_s + (sum(depths[j:]) * costs.cheapest_s + decode_s) / devices for j in range(len(depths))
+    )

@@ -1,0 +1,165 @@
+"""What a denoising step costs on a device, by batch size: measured in the first seconds, kept for the next time."""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from nuwaxl.engine._core import CostModel
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle_schema import Network
+from nuwaxl.engine.runners.base import Runner, Segments
+from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
+
+# A larger batch is measured only while the last one made a segment cheaper by so much.
+_GAIN = 0.02
+_REPEATS = 3
+
+
+def device_costs(
+    bundle: Bundle,
+    runners: Sequence[Runner],
+    descriptions: Sequence[str],
+    max_batch: int,
+    check: Callable[[], None] = lambda: None,
+) -> list[CostModel]:
+    """The cost model of every runner, from the cache or measured now, all devices at the same time.
+
+    Args:
+        descriptions: what tells a device from others of another speed, one a runner.
+        max_batch: the largest batch of interest.
+        check: called between steps, in other threads; what it raises ends the measurement.
+
+    Raises:
+        DeviceLost: all devices are lost. While there are others, a render finds out itself about one that is.
+        RenderError: a runner failed, with what went wrong as its cause.
+    """
+    files = [_cache_file(bundle, description, max_batch) for description in descriptions]
+    kept = [cost for file in files if (cost := _read(file)) is not None]
+    if len(kept) == len(files):
+        return kept
+    # All measure, known or not: what shares a machine is slower together than alone.
+    given_up = threading.Event()
+
+    def go_on() -> None:
+        check()
+        if given_up.is_set():
+            raise RenderCancelled("expected the measurement to go on; found it given up; measure again")
+
+    with ThreadPoolExecutor(len(runners), thread_name_prefix="nuwaxl costs") as pool:
+        try:
+            measured = list(
+                pool.map(lambda runner: _measured(runner, bundle.manifest.network, max_batch, go_on), runners)
+            )
+        except BaseException as error:
+            given_up.set()  # Ctrl-C, or another device's error: none goes on for long
+            if isinstance(error, NuwaxlError) or not isinstance(error, Exception):
+                raise
+            detail = " ".join(str(error).split())
+            raise RenderError(f"measuring the devices' costs failed: {type(error).__name__}: {detail}") from error
+    for file, result in zip(files, measured, strict=True):
+        if isinstance(result, CostModel):
+            _write(file, result)
+    known = [result for result in measured if isinstance(result, CostModel)]
+    if not known:
+        raise next(result for result in measured if isinstance(result, DeviceLost))
+    return [result if isinstance(result, CostModel) else known[0] for result in measured]
+
+
+def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[], None] = lambda: None) -> CostModel:
+    """Time steps of batches of 1, 2, 4, ... segments up to max_batch, while a segment gets cheaper; and a decode.
+
+    `check` is called before each of them.
+    """
+    batch_sizes: list[int] = []
+    step_s: list[float] = []
+    batch = 1
+    while True:
+        batch_sizes.append(batch)
+        step_s.append(_step_s(runner, network, batch, check))
+        gains = len(step_s) < 2 or step_s[-1] / batch < (1 - _GAIN) * step_s[-2] / batch_sizes[-2]
+        if batch == max_batch or not gains:
+            break
+        batch = min(2 * batch, max_batch)
+    latents = np.zeros(_latents(network, 1), dtype=np.float32)
+    decode_s = []
+    for _ in range(_REPEATS):
+        check()
+        decode_s.append(_timed(lambda: runner.decode(latents)))
+    return CostModel(batch_sizes, step_s, decode_s=min(decode_s))
+
+
+def _measured(runner: Runner, network: Network, max_batch: int, check: Callable[[], None]) -> CostModel | DeviceLost:
+    try:
+        return measure(runner, network, max_batch, check)
+    except DeviceLost as error:
+        return error
+
+
+def cache_folder() -> Path:
+    """$NUWAXL_CACHE, else nuwaxl below $XDG_CACHE_HOME or ~/.cache; among temporary files for users without a home."""
+    if own := os.environ.get("NUWAXL_CACHE"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "nuwaxl"
+    try:
+        return Path.home() / ".cache" / "nuwaxl"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"nuwaxl-{os.getuid()}"
+
+
+def _step_s(runner: Runner, network: Network, batch: int, check: Callable[[], None]) -> float:
+    """Seconds of one step of `batch` segments: the fastest of a few, after one to warm up."""
+    x = np.zeros(_latents(network, batch), dtype=np.float32)
+    prompt = np.zeros((batch, network.length, network.prompt_tokens, network.prompt_dim), dtype=np.float32)
+    denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
+    timestep, ones = np.zeros(batch, dtype=np.int64), np.ones(batch, dtype=np.float32)
+    coefficients = np.zeros((batch, 6), dtype=np.float32)
+
+    taken_s = []
+    for _ in range(1 + _REPEATS):
+        check()
+        taken_s.append(_timed(lambda: denoising.step(timestep, coefficients, ones, None)))
+    return min(taken_s[1:])
+
+
+def _latents(network: Network, batch: int) -> tuple[int, ...]:
+    return (batch, network.length, network.latent_channels, network.latent_height, network.latent_width)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = perf_counter()
+    call()
+    return perf_counter() - started
+
+
+def _cache_file(bundle: Bundle, description: str, max_batch: int) -> Path:
+    key = hashlib.sha256(f"{bundle.sha256} {description} {max_batch}".encode()).hexdigest()
+    return cache_folder() / f"costs-{key[:24]}.json"
+
+
+def _read(file: Path) -> CostModel | None:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        return CostModel(table["batch_sizes"], table["step_s"], table["decode_s"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(file: Path, cost: CostModel) -> None:
+    """Keep the costs; where that is not possible they are measured again the next time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
+            table = {"batch_sizes": cost.batch_sizes, "step_s": cost.steps_s, "decode_s": cost.decode_s}
+            json.dump(table, part)
+        os.replace(part.name, file)
+    except OSError:
+        pass

@@ -1,0 +1,70 @@
+#include "cost.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "refuse.h"
+
+namespace nuwaxl {
+
+namespace {
+
+constexpr double kAsGoodAsTheBest = 1.02;
+
+}  // namespace
+
+CostModel::CostModel(std::vector<std::int64_t> batch_sizes, std::vector<double> steps_s, double decode_s)
+    : batch_sizes_(std::move(batch_sizes)), steps_s_(std::move(steps_s)), decode_s_(decode_s) {
+    if (batch_sizes_.empty() || batch_sizes_.size() != steps_s_.size()) {
+        refuse("one step time for each of one or more batch sizes",
+               std::to_string(batch_sizes_.size()) + " sizes and " + std::to_string(steps_s_.size()) + " times",
+               "pass lists of equal length");
+    }
+    std::int64_t before = 0;
+    for (const std::int64_t size : batch_sizes_) {
+        if (size <= before) {
+            refuse("batch sizes from 1 up, each larger than the one before",
+                   std::to_string(size) + " after " + std::to_string(before), "sort them and name each once");
+        }
+        before = size;
+    }
+    for (const double seconds : steps_s_) {
+        if (!(seconds > 0.0) || !std::isfinite(seconds)) {
+            refuse("positive, finite step times", std::to_string(seconds) + " s", "measure again");
+        }
+    }
+    if (!(decode_s_ >= 0.0) || !std::isfinite(decode_s_)) {
+        refuse("a finite decode time of at least 0", std::to_string(decode_s_) + " s", "pass 0 where it is unknown");
+    }
+}
+
+double CostModel::step_s(std::int64_t batch) const {
+    check_at_least_one("batch", batch);
+    const auto size = [this](std::size_t i) { return static_cast<double>(batch_sizes_[i]); };
+    const double wanted = static_cast<double>(batch);
+    const double proportional = steps_s_[0] * wanted / size(0);
+    const std::size_t count = batch_sizes_.size();
+    if (count == 1) return proportional;
+    // The measured sizes on both sides of the batch, or the outermost two.
+    const auto above = static_cast<std::size_t>(
+        std::lower_bound(batch_sizes_.begin(), batch_sizes_.end(), batch) - batch_sizes_.begin());
+    const std::size_t right = std::clamp<std::size_t>(above, 1, count - 1);
+    const double slope = (steps_s_[right] - steps_s_[right - 1]) / (size(right) - size(right - 1));
+    if (above == 0) return std::max(proportional, steps_s_[0] + slope * (wanted - size(0)));
+    if (above == count) return steps_s_.back() + std::max(slope, 0.0) * (wanted - size(count - 1));
+    return steps_s_[right - 1] + slope * (wanted - size(right - 1));
+}
+
+std::int64_t CostModel::best_batch(std::int64_t max_batch) const {
+    check_at_least_one("max_batch", max_batch);
+    const auto share = [this](std::int64_t batch) { return step_s(batch) / static_cast<double>(batch); };
+    double cheapest = share(1);
+    for (std::int64_t batch = 2; batch <= max_batch; ++batch) cheapest = std::min(cheapest, share(batch));
+    std::int64_t best = 1;
+    while (share(best) > kAsGoodAsTheBest * cheapest) ++best;
+    return best;
+}
+
+}  // namespace nuwaxl

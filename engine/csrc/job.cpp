@@ -1,0 +1,111 @@
+#include "job.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "refuse.h"
+
+namespace nuwaxl {
+
+namespace {
+
+std::string text(const Window& window) {
+    return "(" + std::to_string(window.first) + ", " + std::to_string(window.last) + ")";
+}
+
+void check_windows(const std::vector<Window>& windows, std::int64_t frames) {
+    Window before{0, 0};
+    for (const Window& window : windows) {
+        if (window.first > window.last || window.first < before.first || window.last < before.last) {
+            refuse("decode windows (first, last) in order, no end before the one of the window " + text(before),
+                   text(window), "sort them");
+        }
+        if (window.last >= frames) {
+            refuse("decode windows within frames 0 to " + std::to_string(frames - 1), text(window),
+                   "clamp it to the video's end");
+        }
+        before = window;
+    }
+}
+
+}  // namespace
+
+Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead)
+    : plan_(std::move(plan)),
+      steps_(steps),
+      windows_(std::move(windows)),
+      decode_ahead_(decode_ahead),
+      segments_left_(plan_.size()),
+      windows_left_(static_cast<std::int64_t>(windows_.size())),
+      opening_end_(windows_.empty() ? 0 : windows_.front().last) {
+    check_at_least_one("steps", steps);
+    check_at_least_one("decode_ahead", decode_ahead);
+    check_windows(windows_, plan_.frames());
+    if (!windows_.empty()) done_.assign(static_cast<std::size_t>(plan_.size()), false);
+    consumed_.assign(windows_.size(), false);
+}
+
+IdRange Job::segment_done(std::int64_t id, Policy policy) {
+    --segments_left_;
+    if (!windows_.empty()) {
+        done_[static_cast<std::size_t>(id)] = true;
+    } else if (plan_.segment(id).first_frame == 0 && plan_.height(id) == 0) {
+        opening_end_ = -1;
+    }
+    if (policy != Policy::kLevel || plan_.kind() != Plan::Kind::kTree) return plan_.children(id);
+    if (--depth_left_ > 0 || segments_left_ == 0) return {0, 0};
+    ++depth_;
+    depth_left_ = plan_.count(depth_);
+    return {plan_.id_of(depth_, 0), depth_left_};
+}
+
+// Frames stay once they are there, so each frame is looked at about once over the whole render.
+bool Job::window_ready() {
+    if (failed_ || windows_left_ == 0) return false;
+    if (!returned_.empty()) return true;
+    if (next_window_ == static_cast<std::int64_t>(windows_.size())) return false;
+    if (next_window_ >= consumed_count_ + decode_ahead_) return false;
+    const Window& window = windows_[static_cast<std::size_t>(next_window_)];
+    final_end_ = std::max(final_end_, window.first);
+    while (final_end_ <= window.last && done_[static_cast<std::size_t>(plan_.origin_of(final_end_))]) ++final_end_;
+    return final_end_ > window.last;
+}
+
+bool Job::consumer_waits() const { return !returned_.empty() || next_window_ == consumed_count_; }
+
+std::int64_t Job::take_window() {
+    opening_end_ = -1;
+    if (returned_.empty()) return next_window_++;
+    const auto first = std::min_element(returned_.begin(), returned_.end());
+    const std::int64_t window = *first;
+    returned_.erase(first);
+    return window;
+}
+
+std::int64_t Job::opening(const ReadyRange& range) const {
+    if (range.rank > opening_end_) return 0;
+    if (range.rank_step == 0) return range.end - range.first;
+    return std::min(range.end - range.first, (opening_end_ - range.rank) / range.rank_step + 1);
+}
+
+void Job::consumed(std::int64_t window) {
+    if (window < 0 || window >= next_window_ || consumed_[static_cast<std::size_t>(window)]) {
+        refuse("a decode window that was handed out and not yet consumed", "window " + std::to_string(window),
+               "report each window consumed once, after it was decoded");
+    }
+    consumed_[static_cast<std::size_t>(window)] = true;
+    ++consumed_count_;
+}
+
+void Job::fail() {
+    failed_ = true;
+    release();
+}
+
+void Job::release() {
+    std::vector<bool>().swap(done_);
+    std::vector<Window>().swap(windows_);
+}
+
+}  // namespace nuwaxl

@@ -1,0 +1,181 @@
+"""Batched offline rendering: a file of jobs in, a folder of videos and a summary out."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nuwaxl.engine.engine import Engine
+from nuwaxl.engine.mp4 import check_output
+from nuwaxl.engine.request import Policy, Task
+from nuwaxl.engine.stats import ProgressCallback
+from nuwaxl.engine.story import Story
+from nuwaxl.engine.videos import VideoResult
+from nuwaxl.errors import InputError, NuwaxlError
+
+SCHEMA = "nuwaxl-jobs/1"
+_KEYS = {"story", "frames", "out", "seed", "steps", "guidance"}
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """One line of the jobs file: what it asks for, or why it cannot be rendered."""
+
+    number: int  # of the line, from 1
+    out: str | None  # as it was written
+    path: Path | None
+    task: Task | None
+    error: InputError | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job fared."""
+
+    line: int
+    out: str | None
+    frames: int | None
+    wall_s: float | None
+    error: str | None
+
+
+def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
+    """The jobs of a .jsonl file, a JSON object a line: `story`, `frames`, `out`, optional `seed`, `steps`, `guidance`.
+
+    `story` is relative to the file's folder, `out` lies below `out_dir`. A bad line is a job with an error.
+
+    Raises:
+        InputError: the file cannot be read, or has no job.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would break a line at U+2028, too
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(expected=f"a readable jobs file at {file}", found=str(error), fix="check the path") from error
+    jobs: list[JobLine] = []
+    outs: set[Path] = set()
+    for number, text in enumerate(lines, start=1):
+        if text.strip():
+            jobs.append(_job(number, text, file.parent, out_dir, outs))
+    if not jobs:
+        raise InputError(
+            expected=f"at least one job in {file}",
+            found="none",
+            fix='write lines such as {"story": "a.toml", "frames": 256, "out": "a.mp4"}',
+        )
+    return jobs
+
+
+def render_jobs(
+    engine: Engine,
+    jobs: list[JobLine],
+    *,
+    policy: Policy = "eager",
+    max_batch: int | None = None,
+    progress: ProgressCallback | None = None,
+    on_end: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Render the jobs together; each that cannot be rendered fails alone.
+
+    Args:
+        on_end: called with every outcome as soon as it is known.
+    """
+    outcomes: dict[int, Outcome] = {}
+
+    def end(job: JobLine, result: VideoResult | None, error: NuwaxlError | None) -> None:
+        outcomes[job.number] = outcome = Outcome(
+            line=job.number,
+            out=job.out,
+            frames=None if result is None else result.frames,
+            wall_s=None if result is None else round(result.end_s - result.start_s, 6),
+            error=None if error is None else " ".join(str(error).split()),
+        )
+        if on_end is not None:
+            on_end(outcome)
+
+    good: list[tuple[JobLine, Path, Task]] = []
+    for job in jobs:
+        try:
+            good.append((job, *_checked(engine, job)))
+        except InputError as error:
+            end(job, None, error)
+    if good:
+        videos = engine.render_many(
+            [task for _, _, task in good], policy=policy, max_batch=max_batch, progress=progress
+        )
+        videos.save([path for _, path, _ in good], lambda number, result: end(good[number][0], result, result.error))
+    return [outcomes[job.number] for job in jobs]
+
+
+def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha256: str) -> dict[str, Any]:
+    """The document that says how all jobs fared."""
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    frames = sum(outcome.frames or 0 for outcome in done)
+    return {
+        "schema": SCHEMA,
+        "jobs": str(jobs_file),
+        "done": len(done),
+        "failed": len(outcomes) - len(done),
+        "frames": frames,
+        "wall_s": round(wall_s, 6),
+        "frames_per_s": round(frames / wall_s, 6),
+        "bundle_sha256": bundle_sha256,
+        "results": [vars(outcome) for outcome in outcomes],
+    }
+
+
+def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path]) -> JobLine:
+    out, path = None, None
+    try:
+        table = _table(text)
+        out = table["out"]
+        path = _below(out_dir, out)
+        if path in outs:
+            raise InputError(expected="an out of its own for each job", found=repr(out), fix="give another name")
+        outs.add(path)
+        story = Story.load(folder / table["story"])
+        options = {key: table[key] for key in _KEYS - {"story", "out"} if key in table}
+        return JobLine(number, out, path, Task(story, **options), None)
+    except InputError as error:
+        located = InputError(expected=f"on line {number}, {error.expected}", found=error.found, fix=error.fix)
+        return JobLine(number, out if isinstance(out, str) else None, path, None, located)
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise InputError(expected="a JSON object", found=str(error), fix="correct the line") from error
+    if not isinstance(table, dict):
+        raise InputError(expected="a JSON object", found=type(table).__name__, fix="correct the line")
+    if unknown := sorted(table.keys() - _KEYS):
+        raise InputError(expected=f"only {', '.join(sorted(_KEYS))}", found=", ".join(unknown), fix="remove it")
+    for key in ("story", "out"):
+        if not isinstance(table.get(key), str) or not table[key]:
+            raise InputError(expected=f"a file name as {key}", found=repr(table.get(key)), fix=f"give {key}")
+    return table
+
+
+def _below(folder: Path, name: str) -> Path:
+    """The file of that name below the folder, and nowhere else."""
+    path = Path(os.path.normpath(folder / name))
+    if Path(name).is_absolute() or not path.is_relative_to(os.path.normpath(folder)):
+        raise InputError(expected=f"an out below {folder}", found=repr(name), fix="give a relative name without ..")
+    return path
+
+
+def _checked(engine: Engine, job: JobLine) -> tuple[Path, Task]:
+    """Where a job's video goes, and what it is; raises what is wrong with it."""
+    if job.error is not None:
+        raise job.error
+    assert job.path is not None
+    assert job.task is not None
+    engine.resolve(job.task)
+    try:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {job.path.parent} that can be made", found=str(error), fix="give another name"
+        ) from error
+    return check_output(job.path), job.task

@@ -1,0 +1,159 @@
+"""Videos that are rendered together."""
+
+import os
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from nuwaxl.engine.asynchronous import iterate
+from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
+from nuwaxl.engine.events import Ended, Taken
+from nuwaxl.engine.job import Clip
+from nuwaxl.engine.render import Render
+from nuwaxl.engine.request import Request, Task
+from nuwaxl.engine.video import DEFAULT_FPS
+from nuwaxl.errors import InputError, RenderError
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """How one of several videos fared.
+
+    Attributes:
+        frames: of the video.
+        error: None if it is complete.
+        start_s, end_s: seconds since the render began, from when its first segment could run to its last clip.
+    """
+
+    frames: int
+    error: RenderError | None
+    start_s: float
+    end_s: float
+
+
+class Videos:
+    """Made by Engine.render_many; nothing has run yet.
+
+    Iterating gives (number of the task, Clip): the clips of each video in order, those of different videos as they
+    come. save writes mp4 files. Each of the two renders anew. A video that fails leaves the others alone.
+    """
+
+    def __init__(
+        self,
+        begin: Begin,
+        tasks: Sequence[tuple[Task, Request]],
+        *,
+        height: int,
+        width: int,
+    ) -> None:
+        """`begin` gives the one render of an iteration, and frees the engine afterwards."""
+        self._attempts = Attempts(begin)
+        self._tasks = tasks
+        self.height = height
+        self.width = width
+        self._results: dict[int, VideoResult] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Generator[tuple[int, Clip], None, None]:
+        """Render, and give clips; results says afterwards how each video fared. Closing the iterator early stops
+        and joins the workers.
+
+        Raises:
+            InputError: the engine was closed meanwhile, or belongs to the process this one was forked from.
+            RenderError: the engine is rendering already.
+            RenderCancelled: cancel() was called, or the engine closed.
+        """
+        return self._clips(Attempt())
+
+    def __aiter__(self) -> AsyncGenerator[tuple[int, Clip], None]:
+        """As iterating, for `async for`; see Video."""
+        attempt = Attempt()
+        return iterate(self._clips(attempt), attempt.cancel)
+
+    def save(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        on_end: Callable[[int, VideoResult], None] | None = None,
+    ) -> list[VideoResult]:
+        """Render into mp4 files, one a task, each of which appears under its name only when it is complete.
+
+        Args:
+            paths: where; checked before the render begins.
+            on_end: called with a task's number and result as soon as its video is complete or has failed.
+
+        Raises:
+            InputError: not one path a task, or one that cannot be written.
+            RenderError: the engine is rendering already. Failures of single videos are in their results.
+            RenderCancelled: cancel() was called.
+        """
+        from nuwaxl.engine.mp4 import Mp4Writer, check_output
+
+        if len(paths) != len(self._tasks):
+            raise InputError(
+                expected=f"{len(self._tasks)} paths, one a task", found=str(len(paths)), fix="give as many"
+            )
+        files = [check_output(path) for path in paths]
+        writers: dict[int, Mp4Writer] = {}
+        try:
+            with closing(self._events(Attempt())) as events:
+                for render, event in events:
+                    number = event.job
+                    try:
+                        if isinstance(event, Taken):
+                            if number not in writers:
+                                fps = self._tasks[number][0].story.fps or DEFAULT_FPS
+                                writer = Mp4Writer(files[number], width=self.width, height=self.height, fps=fps)
+                                writers[number] = writer.open()
+                            writers[number].write(event.clip.frames)
+                        elif event.error is None:
+                            writers.pop(number).finish()
+                    except RenderError as error:
+                        render.fail(number, error)
+                        self._fail(number, error)
+                    if isinstance(event, Ended):
+                        if number in writers:
+                            writers.pop(number).abort()
+                        if on_end is not None:
+                            on_end(number, self._results[number])
+        finally:
+            for writer in writers.values():
+                writer.abort()
+        return self.results
+
+    def cancel(self) -> None:
+        """Give this up, from any thread: within one denoising step the iteration that is running raises
+        RenderCancelled, and so does any later one. The engine renders on: ask it for another."""
+        self._attempts.cancel()
+
+    @property
+    def results(self) -> list[VideoResult]:
+        """How each video fared in the last render that came to its end.
+
+        Raises:
+            RenderError: none has finished yet.
+        """
+        if len(self._results) < len(self._tasks):
+            raise RenderError("expected a finished render; found none; iterate over the videos or save them first")
+        return [self._results[number] for number in range(len(self._tasks))]
+
+    def _clips(self, attempt: Attempt) -> Generator[tuple[int, Clip], None, None]:
+        with closing(self._events(attempt)) as events:
+            for _, event in events:
+                if isinstance(event, Taken):
+                    yield event.job, event.clip
+
+    def _events(self, attempt: Attempt) -> Generator[tuple[Render, Taken | Ended], None, None]:
+        with self._attempts.render(attempt) as render, closing(render.events()) as events:
+            self._results = {}
+            for event in events:
+                if isinstance(event, Ended):
+                    frames = self._tasks[event.job][1].frames
+                    self._results[event.job] = VideoResult(frames, event.error, event.start_s, event.end_s)
+                yield render, event
+
+    def _fail(self, number: int, error: RenderError) -> None:
+        """A video whose file cannot be written is not complete, though all its clips were."""
+        if number in self._results:
+            self._results[number] = replace(self._results[number], error=error)

@@ -1,0 +1,53 @@
+"""The cost model of a device: its steps by batch size, and the batch size it does best."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nuwaxl.engine._core import CostModel
+
+times = st.floats(1e-3, 10.0)
+
+
+@given(st.dictionaries(st.integers(1, 40), times, min_size=1, max_size=6))
+def test_steps_pass_through_what_was_measured_and_are_never_negative(measured: dict[int, float]) -> None:
+    sizes = sorted(measured)
+    cost = CostModel(sizes, [measured[size] for size in sizes], decode_s=0.5)
+    assert (cost.batch_sizes, cost.steps_s, cost.decode_s) == (sizes, [measured[s] for s in sizes], 0.5)
+    assert all(cost.step_s(size) == pytest.approx(measured[size]) for size in sizes)
+    for batch in range(1, 60):
+        assert cost.step_s(batch) > 0
+        if len(sizes) == 1:
+            assert cost.step_s(batch) == pytest.approx(measured[sizes[0]] * batch / sizes[0])
+
+
+@given(st.dictionaries(st.integers(1, 40), times, min_size=1, max_size=6), st.integers(1, 50))
+def test_the_best_batch_is_the_smallest_within_two_percent(measured: dict[int, float], most: int) -> None:
+    sizes = sorted(measured)
+    cost = CostModel(sizes, [measured[size] for size in sizes])
+    shares = {batch: cost.step_s(batch) / batch for batch in range(1, most + 1)}
+    best = min(batch for batch, share in shares.items() if share <= 1.02 * min(shares.values()))
+    assert cost.best_batch(most) == best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (([], []), "found 0 sizes and 0 times"),
+        (([1, 2], [1.0]), "found 2 sizes and 1 times"),
+        (([0], [1.0]), "batch sizes from 1 up.*found 0 after 0"),
+        (([4, 4], [1.0, 1.0]), "found 4 after 4"),
+        (([1], [0.0]), "positive, finite step times"),
+        (([1], [float("nan")]), "positive, finite step times"),
+        (([1], [1.0], float("inf")), "a finite decode time"),
+    ],
+)
+def test_impossible_measurements_are_refused(arguments: tuple[object, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        CostModel(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_batch_has_at_least_one_segment() -> None:
+    for ask in (CostModel([1], [1.0]).step_s, CostModel([1], [1.0]).best_batch):
+        with pytest.raises(ValueError, match="of at least 1; found 0"):
+            ask(0)

@@ -1,0 +1,98 @@
+"""Measured costs: they follow the runner, are kept for the next time, and are not trusted when damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.costs import cache_folder, measure
+from nuwaxl.engine.devices import parse_devices
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+
+
+class Timed(OnnxRuntimeRunner):
+    """By its own clock a step takes 4 s, and `extra_s` more for every further segment; a decode takes 10 s."""
+
+    clock = 0.0
+    extra_s = 0.0
+    steps = 0
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.steps += 1
+        self.clock += 4 + self.extra_s * (len(inputs["x"]) - 1)
+        return super().step(inputs)
+
+    def decode(self, latents: Any) -> Any:
+        self.clock += 10
+        return super().decode(latents)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("NUWAXL_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def runner(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Timed:
+    """A runner of known speed."""
+    runner = Timed(Bundle.open(tiny_bundle), parse_devices("cpu:1")[0])
+    monkeypatch.setattr("nuwaxl.engine.costs.perf_counter", lambda: runner.clock)
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("extra_s", "batch_sizes", "step_s", "best"),
+    [(0.0, [1, 2, 4, 6], [4, 4, 4, 4], 6), (4.0, [1, 2], [4, 8], 1), (3.0, [1, 2, 4, 6], [4, 7, 13, 19], 5)],
+)
+def test_measured_costs_choose_wide_batches_where_they_pay(
+    runner: Timed, tiny_bundle: Path, extra_s: float, batch_sizes: list[int], step_s: list[float], best: int
+) -> None:
+    runner.extra_s = extra_s
+    cost = measure(runner, Bundle.open(tiny_bundle).manifest.network, max_batch=6)
+    assert cost.batch_sizes == batch_sizes
+    assert cost.steps_s == pytest.approx(step_s)
+    assert cost.decode_s == pytest.approx(10)
+    assert cost.best_batch(6) == best
+
+
+def test_costs_are_kept_and_a_damaged_file_is_measured_again(cache: Path, runner: Timed, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+
+    def costs() -> tuple[Any, int]:
+        before = runner.steps
+        with Engine(bundle, parse_devices("cpu:1"), (runner,)) as engine:
+            return engine.costs(4)[0], runner.steps - before
+
+    first, steps = costs()
+    assert steps > 0
+    (file,) = cache.iterdir()
+    assert json.loads(file.read_text())["batch_sizes"] == first.batch_sizes
+    again, steps = costs()
+    assert steps == 0
+    assert (again.batch_sizes, again.steps_s, again.decode_s) == (first.batch_sizes, first.steps_s, first.decode_s)
+    file.write_text(file.read_text()[:-3])
+    assert costs()[1] > 0
+    assert json.loads(file.read_text())["decode_s"] > 0
+
+
+def test_devices_of_another_speed_do_not_share_costs(cache: Path, tiny_bundle: Path) -> None:
+    for devices in ("cpu:1", "cpu:2"):
+        with Engine.open(tiny_bundle, devices=devices) as engine:
+            assert len(engine.costs(2)) == len(engine.workers)
+    assert len(list(cache.iterdir())) == 2  # the two workers of cpu:2 are of one kind
+
+
+def test_where_nothing_can_be_kept_costs_are_measured_all_the_same(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NUWAXL_CACHE", str(tmp_path / "file" / "cache"))
+    with Engine.open(tiny_bundle) as engine:
+        assert np.isfinite(engine.costs(2)[0].step_s(1))

@@ -1,0 +1,129 @@
+"""nuwaxl-render --jobs: many stories, one bad line fails alone, a summary says how each fared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from nuwaxl.engine.cli import main
+
+Line = dict[str, object] | str
+Jobs = Callable[..., tuple[int, dict[str, Any], str]]  # exit status, summary.json, what was printed on stderr
+
+
+@pytest.fixture
+def jobs(tiny_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Jobs:
+    """Runs the command on lines; gives its status, its summary, and what it printed on stderr."""
+
+    def run(*lines: Line, options: tuple[str, ...] = ()) -> tuple[int, dict[str, Any], str]:
+        file = tmp_path / "jobs.jsonl"
+        file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        out = tmp_path / "videos"
+        status = main(["--jobs", str(file), "--out-dir", str(out), "--bundle", str(tiny_bundle), *options])
+        written = out / "summary.json"
+        return status, json.loads(written.read_text()) if written.exists() else {}, capsys.readouterr().err
+
+    return run
+
+
+def frames_in(path: Path) -> int:
+    """Number of frames of a video file."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
+    status, summary, error = jobs(
+        {"story": "story.toml", "frames": 21, "out": "a.mp4"},
+        "",
+        {"story": "story.toml", "frames": 7, "out": "sub/b.mp4", "seed": 5, "steps": 2, "guidance": 1.5},
+        options=("--devices", "cpu:2"),
+    )
+    assert (status, error) == (0, "")
+    assert frames_in(tmp_path / "videos" / "a.mp4") == 21
+    assert frames_in(tmp_path / "videos" / "sub" / "b.mp4") == 7
+    assert (summary["schema"], summary["done"], summary["failed"], summary["frames"]) == ("nuwaxl-jobs/1", 2, 0, 28)
+    assert [(result["line"], result["out"], result["error"]) for result in summary["results"]] == [
+        (1, "a.mp4", None),
+        (3, "sub/b.mp4", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "a JSON object"),
+        ("[1]", "found list"),
+        ({"story": "story.toml", "frames": 5}, "a file name as out"),
+        ({"frames": 5, "out": "b.mp4"}, "a file name as story"),
+        ({"story": "absent.toml", "frames": 5, "out": "b.mp4"}, "absent.toml"),
+        ({"story": "story.toml", "out": "b.mp4"}, "a number of frames"),
+        ({"story": "story.toml", "frames": 2.5, "out": "b.mp4"}, "2.5"),
+        ({"story": "story.toml", "frames": 5, "out": "../b.mp4"}, "relative name without"),
+        ({"story": "story.toml", "frames": 5, "out": "/b.mp4"}, "relative name without"),
+        ({"story": "story.toml", "frames": 5, "out": "b.gif"}, "ending in .mp4"),
+        ({"story": "story.toml", "frames": 5, "out": "a.mp4"}, "an out of its own"),
+        ({"story": "story.toml", "frames": 5, "out": "b.mp4", "speed": 3}, "speed"),
+        ({"story": "story.toml", "frames": 5, "out": "b.mp4", "steps": 0}, "steps"),
+        ({"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": "much"}, "guidance"),
+        ({"story": "story.toml", "frames": 5, "out": "b.mp4", "seed": -1}, "seed"),
+    ],
+)
+def test_a_bad_line_fails_alone(jobs: Jobs, line: Line, said: str, tmp_path: Path) -> None:
+    status, summary, error = jobs({"story": "story.toml", "frames": 5, "out": "a.mp4"}, line)
+    assert status == 1
+    assert frames_in(tmp_path / "videos" / "a.mp4") == 5
+    good, bad = summary["results"]
+    assert good["error"] is None
+    assert (bad["line"], bad["wall_s"]) == (2, None)
+    assert said in bad["error"]
+    lines = error.splitlines()
+    assert lines[0] == f"job on line 2 failed: {bad['error']}"
+    assert "1 of 2 jobs failed" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_file_without_jobs_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+    status, summary, error = jobs("", "")
+    assert (status, summary) == (2, {})
+    assert "at least one job" in error
+    assert main(["--jobs", str(tmp_path / "absent"), "--out-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--jobs", "j"], "--out-dir DIR with --jobs"),
+        (["--jobs", "j", "--out-dir", "d", "s.toml"], "STORY"),
+        (["--jobs", "j", "--out-dir", "d", "--frames", "3"], "--frames"),
+        (["--jobs", "j", "--out-dir", "d", "--negative-prompt", "x"], "--negative-prompt"),
+        (["s.toml"], "a STORY and --out FILE"),
+        (["s.toml", "--out", "a.mp4", "--out-dir", "d"], "--out-dir DIR"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_summary_that_cannot_be_written_is_one_line_and_status_1(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "videos"
+    (out / "summary.json").mkdir(parents=True)
+    file = tmp_path / "jobs.jsonl"
+    file.write_text(json.dumps({"story": story_file.name, "frames": 3, "out": "a.mp4"}))
+    assert main(["--jobs", str(file), "--out-dir", str(out), "--bundle", str(tiny_bundle)]) == 1
+    error = capsys.readouterr().err
+    assert "summary.json failed" in error
+    assert error.count("\n") == 1
+    assert frames_in(out / "a.mp4") == 3

@@ -1,0 +1,153 @@
+"""nuwaxl-train data: draw cartoons, check a folder of videos, caption it, cache its latents."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nuwaxl.cli import positive_int
+from nuwaxl.errors import InputError, NuwaxlError
+
+if TYPE_CHECKING:
+    import torch
+
+_CHECK = """\
+Check every video (.mp4, .mkv, .webm) of FOLDER and the captions beside it (same name, .jsonl).
+
+All frames are decoded, so that damage shows here and not within a training. Exit status: 0 if training can use all of
+them, 1 if not (unreadable, damaged, or frames without captions), 2 for bad arguments.
+"""
+
+_CAPTION = """\
+Write a caption file beside every video of FOLDER that has none, by a captioning model such as GIT.
+
+MODEL_DIR is a local directory in transformers' format (processor, tokenizer, safetensors); nothing is downloaded.
+Until a file is whole it is named NAME.jsonl.partial; the same command takes it up where it stopped.
+"""
+
+_LATENTS = """\
+Encode the videos of FOLDER by T-KLVAE once, ahead of training MTD by CONFIG.toml, which then encodes nothing.
+
+Latents are kept by video (path, size, time of change) and by network (weights, configuration, L).
+"""
+
+
+def add_data_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="what", required=True, metavar="COMMAND")
+    cartoon = commands.add_parser("cartoon", help="draw long cartoon episodes with a caption for every frame")
+    cartoon.add_argument("out", type=Path, metavar="FOLDER")
+    cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
+    cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
+    cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
+
+    check = commands.add_parser("check", help="say which videos of a folder training can use", description=_CHECK)
+    check.add_argument("folder", type=Path, metavar="FOLDER")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file too")
+    check.add_argument("--quick", action="store_true", help="read packets only, without decoding the frames")
+
+    caption = commands.add_parser("caption", help="caption every n-th frame by a GIT model", description=_CAPTION)
+    caption.add_argument("folder", type=Path, metavar="FOLDER")
+    caption.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR")
+    caption.add_argument("--every", type=positive_int, default=1, metavar="N", help="default %(default)s: all frames")
+    caption.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="default %(default)s")
+    caption.add_argument("--max-tokens", type=positive_int, default=30, metavar="N", help="a text, default %(default)s")
+    caption.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", ..., default %(default)s')
+
+    latents = commands.add_parser("latents", help="fill the latent cache of an MTD training", description=_LATENTS)
+    latents.add_argument("folder", type=Path, metavar="FOLDER")
+    latents.add_argument("--config", type=Path, required=True, metavar="CONFIG.toml", help="as nuwaxl-train mtd takes")
+    latents.add_argument("--tklvae", metavar="FILE", help="weights, instead of the configuration's")
+    latents.add_argument("--out", metavar="CACHE", help="folder of the cache, instead of the configuration's")
+    latents.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", ..., default %(default)s')
+
+
+def run_data_command(arguments: argparse.Namespace) -> None:
+    {"cartoon": _cartoon, "check": _check, "caption": _caption, "latents": _latents}[arguments.what](arguments)
+
+
+def require_torch() -> None:
+    """Raises NuwaxlError if PyTorch is not installed."""
+    try:
+        import torch  # noqa: F401  (asked for here, so that its absence is one clear line)
+    except ImportError as error:
+        raise NuwaxlError(
+            "expected PyTorch for training; found none; install it by: pip install 'nuwaxl[train]'"
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(
+            expected="a device such as auto, cpu or cuda", found=repr(name), fix="change --device"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(expected="a CUDA device", found="none that torch sees", fix="use --device cpu")
+    return device
+
+
+def _cartoon(arguments: argparse.Namespace) -> None:
+    from nuwaxl.train.data.cartoon import generate
+
+    paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed)
+    print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    require_torch()
+    from nuwaxl.train.data.check import check_folder, table, to_json
+
+    out: Path | None = arguments.json
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the videos are decoded
+        raise InputError(expected=f"a file that can be written at {out}", found="none", fix="name another")
+    reports = check_folder(arguments.folder, not arguments.quick, sys.stderr.isatty())
+    if out is not None:
+        out.write_text(to_json(arguments.folder, not arguments.quick, reports), encoding="utf-8")
+    print(table(reports))
+    unusable = [report.video for report in reports if not report.usable]
+    if unusable:
+        raise NuwaxlError(
+            f"expected readable videos with captions for all frames; found {len(unusable)} of {len(reports)} that are "
+            f"not ({', '.join(unusable)}); repair or caption them, or move them out of the folder"
+        )
+
+
+def _caption(arguments: argparse.Namespace) -> None:
+    require_torch()
+    from nuwaxl.train.data.captioner import Captioner, check_model, digest
+    from nuwaxl.train.data.captioning import caption_folder
+
+    device = _device(arguments.device)
+    check_model(arguments.model)
+    outcome = caption_folder(
+        arguments.folder,
+        lambda: Captioner(arguments.model, device, arguments.max_tokens).describe,
+        model=digest(arguments.model),
+        every=arguments.every,
+        batch_size=arguments.batch_size,
+        max_tokens=arguments.max_tokens,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(f"{len(outcome.captioned)} videos captioned, {len(outcome.kept)} had captions")
+    if outcome.failed:
+        failures = "; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items())
+        raise NuwaxlError(f"expected captions for all videos; found {len(outcome.failed)} that failed ({failures})")
+
+
+def _latents(arguments: argparse.Namespace) -> None:
+    require_torch()
+    from nuwaxl.train.cache_latents import cache_latents
+
+    paths = cache_latents(
+        arguments.folder, arguments.config, arguments.tklvae, arguments.out, _device(arguments.device),
+        sys.stderr.isatty(),
+    )  # fmt: skip
+    size = sum(path.stat().st_size for path in paths)
+    print(f"{paths[0].parent}: latents of {len(paths)} videos, {size / 2**20:.1f} MiB")

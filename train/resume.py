@@ -1,0 +1,45 @@
+"""Whether a training is gone on with as it was begun: the configuration a checkpoint was written with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nuwaxl.errors import InputError
+from nuwaxl.train import checkpoint
+from nuwaxl.train.data.episodes import EpisodeFolder
+
+# What a training learns does not depend on these keys of [run].
+_FREE = ("out", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "device")
+
+
+def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError, naming the keys, if the checkpoint was written with other values in one of these `tables`.
+
+    `steps` may be raised: with a cosine schedule the rate of the steps to come changes with it.
+    """
+    recorded = checkpoint.read_progress(previous)["configuration"]
+    changed = []
+    for table, values in json.loads(json.dumps(tables)).items():
+        before = recorded.get(table, {})
+        for key in sorted({*before, *values}):
+            old, new = before.get(key), values.get(key)
+            if table == "run" and (key in _FREE or (key == "steps" and old is not None and new >= old)):
+                continue
+            if old != new:
+                changed.append(f"[{table}] {key} = {new!r}, which was {old!r}")
+    if changed:
+        raise InputError(
+            expected=f"the configuration {previous} was written with",
+            found="; ".join(changed),
+            fix="change them back to go on, or start anew with another --out",
+        )
+
+
+def fingerprint(folder: EpisodeFolder) -> str:
+    """A digest of the videos' names and lengths in order: with the seed it decides which frames a step sees."""
+    listing = "\n".join(f"{episode.video.name} {episode.frames}" for episode in folder.episodes)
+    return f"{len(folder)} videos, {hashlib.sha256(listing.encode()).hexdigest()[:16]}"
