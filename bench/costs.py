@@ -23,8 +23,9 @@ class DiffusionCosts:
 
     @property
     def alone_s(self) -> float:
-        """c1: a diffusion alone."""
-        return CostModel(list(self.batch_sizes), list(self.diffusion_s)).step_s(1)
+        """c1: a diffusion alone; in a batch, where noise had one end sooner there, so that bounds stay bounds."""
+        alone_s = CostModel(list(self.batch_sizes), list(self.diffusion_s)).step_s(1)
+        return min(alone_s, *self.diffusion_s)
 
     @property
     def cheapest_s(self) -> float:
