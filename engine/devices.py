@@ -5,6 +5,7 @@ import platform
 import re
 from dataclasses import dataclass, field
 
+from nuwaxl.engine.runners.plugins import plugin_for, plugin_names
 from nuwaxl.errors import InputError
 
 MAX_WORKERS = 64
@@ -31,16 +32,19 @@ class Worker:
     """One worker: the thread that runs batches, on one device.
 
     Attributes:
-        name: what statistics call it, "cpu#0", "cpu#1", ...; "ray#0", ... on a cluster.
+        name: what statistics call it, "cpu#0", "cpu#1", ...; "ray#0", ... on a cluster; else the device as it was
+            asked for, and its number.
         threads: how many cores its inference runtime may use.
         alone: no other worker shares the machine, so idle threads may spin.
         processor: of the machine it is on.
+        plugin: the device of a plugin's runner (runners/plugins.py), "torch:cuda:0"; None for the engine's own.
     """
 
     name: str
     threads: int
     alone: bool
     processor: str = field(default_factory=processor)
+    plugin: str | None = None
 
     @property
     def description(self) -> str:
@@ -49,28 +53,41 @@ class Worker:
 
 
 def parse_devices(devices: str) -> tuple[Worker, ...]:
-    """Workers of a device list such as "cpu", "cpu:2" or "cpu:1,cpu:1". "cpu:2" is two workers, the cores
-    split evenly.
+    """Workers of a device list such as "cpu", "cpu:2", "cpu:1,cpu:1" or "torch:cuda:0,torch:cuda:1". "cpu:2" is two
+    workers, the cores split evenly; each of a plugin's devices is one.
 
     Raises:
         InputError: an unknown or unsupported device, no worker, or more than MAX_WORKERS.
     """
     cores = available_cores()
     count = 0
+    plugins: list[str] = []
     for item in devices.split(",") if isinstance(devices, str) else [repr(devices)]:
-        match = re.fullmatch(r"cpu(?::([0-9]+))?", item.strip())
+        item = item.strip()
+        if item.partition(":")[0] in plugin_names():
+            plugins.append(item)
+            continue
+        match = re.fullmatch(r"cpu(?::([0-9]+))?", item)
         if match is None:
-            raise InputError(expected="devices: cpu, cpu:N, ray or ray:N", found=_found(item.strip()), fix=_AVAILABLE)
+            known = ["cpu", "cpu:N", "ray", "ray:N", *(f"{name}:DEVICE" for name in plugin_names())]
+            raise InputError(expected=f"devices: {', '.join(known)}", found=_found(item), fix=_AVAILABLE)
         count += int(match[1]) if match[1] else 1
         if match[1] and int(match[1]) == 0:
-            raise InputError(expected="devices: at least one worker", found=item.strip(), fix=_AVAILABLE)
-    if count > MAX_WORKERS:
+            raise InputError(expected="devices: at least one worker", found=item, fix=_AVAILABLE)
+    if count + len(plugins) > MAX_WORKERS:
         raise InputError(
             expected=f"devices: at most {MAX_WORKERS} workers",
-            found=f"{count}",
+            found=f"{count + len(plugins)}",
             fix=f'use "cpu:{cores}", one a core',
         )
-    return tuple(Worker(f"cpu#{i}", threads=max(1, cores // count), alone=count == 1) for i in range(count))
+    alone = count + len(plugins) == 1
+    own = [Worker(f"cpu#{i}", threads=max(1, cores // count), alone=alone) for i in range(count)]
+    threads = max(1, cores // (count + len(plugins)))
+    others = [
+        Worker(f"{device}#{i}", threads, alone, plugin_for(device).processor(device.partition(":")[2]), device)
+        for i, device in enumerate(plugins)
+    ]
+    return (*own, *others)
 
 
 @dataclass(frozen=True)

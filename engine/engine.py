@@ -18,6 +18,7 @@ from nuwaxl.engine.render import Device, Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
 from nuwaxl.engine.runners.base import Runner
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.runners.plugins import plugin_for
 from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.text import PromptTokenizer
@@ -68,7 +69,7 @@ class Engine:
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(demo_bundle() if bundle is None else bundle)
         if actors is None:
-            return cls(bundle, workers, tuple(OnnxRuntimeRunner(bundle, worker) for worker in workers))
+            return cls(bundle, workers, tuple(_open_runner(bundle, worker) for worker in workers))
         # Ray is an extra, and few need it.
         from nuwaxl.engine.runners.ray_cluster import open_runners
 
@@ -264,3 +265,9 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_runner(bundle: Bundle, worker: Worker) -> Runner:
+    if worker.plugin is None:
+        return OnnxRuntimeRunner(bundle, worker)
+    return plugin_for(worker.plugin).open_runner(bundle, worker.plugin.partition(":")[2], worker.threads)

@@ -1,12 +1,12 @@
 """Writing of an mp4 file, clip by clip, so that an unfinished one never bears the name of the result."""
 
+import importlib
 import os
 import tempfile
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +19,9 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """Check that an mp4 file can be written at `path`, without leaving anything there.
 
     Raises:
-        InputError: another suffix, a missing or unwritable folder, or a folder in its place.
+        InputError: another suffix, a missing or unwritable folder, a folder in its place, or no PyAV.
     """
+    _load_av()
     file = Path(path)
     if file.suffix.lower() != ".mp4":
         raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
@@ -52,6 +53,7 @@ class Mp4Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float) -> None:
+        self._av = _load_av()
         self._path = check_output(path)
         if width % 2 or height % 2:
             raise InputError(
@@ -69,7 +71,7 @@ class Mp4Writer:
         """Make the unfinished file."""
         self._part = _unfinished(self._path)
         try:
-            self._container = av.open(str(self._part), "w", format="mp4")
+            self._container = self._av.open(str(self._part), "w", format="mp4")
             self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": _CRF})
             self._stream.width, self._stream.height = self._size
             self._stream.pix_fmt = "yuv420p"
@@ -84,9 +86,9 @@ class Mp4Writer:
         """Append frames, uint8 (n, H, W, 3) RGB."""
         try:
             for picture in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 self._container.mux(self._stream.encode(frame))
-        except (OSError, av.FFmpegError) as error:
+        except (OSError, self._av.FFmpegError) as error:
             raise self._failed(error) from error
 
     def __exit__(
@@ -103,7 +105,7 @@ class Mp4Writer:
             self._container.mux(self._stream.encode(None))
             self._container.close()
             self._part.replace(self._path)
-        except (OSError, av.FFmpegError) as error:
+        except (OSError, self._av.FFmpegError) as error:
             raise self._failed(error) from error
         finally:
             self._part.unlink(missing_ok=True)
@@ -117,6 +119,18 @@ class Mp4Writer:
 
     def _failed(self, error: Exception) -> RenderError:
         return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")
+
+
+def _load_av() -> ModuleType:
+    """PyAV, imported only where a file is written: clips can be had without it."""
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise InputError(
+            expected="the package av, to write an mp4 file",
+            found=str(error),
+            fix="pip install av, or iterate over the clips",
+        ) from error
 
 
 def _unfinished(path: Path) -> Path:

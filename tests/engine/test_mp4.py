@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import av
@@ -113,6 +114,18 @@ def test_a_bad_path_is_refused_before_the_render_begins(tiny_bundle: Path, tmp_p
         with pytest.raises(InputError, match="existing folder"):
             video.save(tmp_path / "absent" / "out.mp4")
     assert progressed == []
+
+
+def test_without_pyav_clips_can_be_had_and_a_file_is_refused(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with Engine.open(tiny_bundle) as engine:
+        video = engine.render(Story([(0, "red")]), frames=4)
+        with pytest.raises(InputError, match="the package av, to write an mp4 file"):
+            video.save(tmp_path / "a.mp4")
+        assert sum(len(clip.frames) for clip in video) == 4
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path: Path) -> None:
