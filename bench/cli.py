@@ -17,7 +17,7 @@ from nuwaxl.bench.scaling import ArComparison, SimulatedPoint
 from nuwaxl.bench.sheet import ContactSheet
 from nuwaxl.bench.simulation import VirtualRender, simulated_point
 from nuwaxl.bench.trace import chrome_trace
-from nuwaxl.cli import Parser, positive_int
+from nuwaxl.cli import Parser, positive_int, say
 from nuwaxl.cli import run as run_command
 from nuwaxl.engine import Bundle, Engine, Plan, Story, Task, Video, demo_bundle
 from nuwaxl.engine.cli import add_render_arguments
@@ -107,7 +107,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         sheet=arguments.sheet,
         trace=arguments.trace,
         report=arguments.report,
-        story=arguments.story,
+        reads=[arguments.story, arguments.cost_model],
     )
     if arguments.cost_model is None:
         _measure(arguments, outputs)
@@ -156,13 +156,13 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
         write_file(outputs.trace, chrome_trace(stats.batches, [plan], stats.devices).encode())
     if outputs.report is not None:
         write_file(outputs.report, html_report(result, stats.steps_ms, png, comparison, points).encode())
-    print(result.summary())
+    say(result.summary())
     print_points(result.simulate)
     if comparison is not None:
         took = f"{comparison.windows} windows one after another, {comparison.wall_s:.1f} s"
-        print(f"{'baseline':<12} {took}: {comparison.reduction:.1%} less without")
+        say(f"{'baseline':<12} {took}: {comparison.reduction:.1%} less without")
     if outputs.paths:
-        print(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
+        say(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
 
 
 def _predict(arguments: argparse.Namespace, outputs: Outputs) -> None:
@@ -188,11 +188,11 @@ def _predict(arguments: argparse.Namespace, outputs: Outputs) -> None:
         }
         write_file(outputs.json, (json.dumps(document, indent=1) + "\n").encode())
     counts = " + ".join(map(str, request.plan.counts))
-    print(f"{'frames':<12} {request.frames}")
-    print(f"{'segments':<12} {len(request.plan)} ({counts}), {request.steps} steps each, policy {virtual.policy}")
+    say(f"{'frames':<12} {request.frames}")
+    say(f"{'segments':<12} {len(request.plan)} ({counts}), {request.steps} steps each, policy {virtual.policy}")
     print_points(tables)
     if outputs.paths:
-        print(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
+        say(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
 
 
 def _task(arguments: argparse.Namespace, story: Story) -> Task:

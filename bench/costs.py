@@ -1,6 +1,5 @@
 """What a diffusion costs by batch size: from a finished render, or from a file."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from nuwaxl.engine import CostModel, RenderStats
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load_costs(path: str | os.PathLike[str]) -> DiffusionCosts:
     expected = f'{{"batch_sizes": [1, 2, ...], "diffusion_s": [...]}} in {path}'
     fix = "write the seconds of a whole diffusion for every batch size, or name a document of nuwaxl-bench"
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(expected=f"a readable cost model at {path}", found=str(error), fix="check the path") from error
     except ValueError as error:
@@ -84,7 +84,7 @@ def load_costs(path: str | os.PathLike[str]) -> DiffusionCosts:
             tuple(table["batch_sizes"]), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0))
         )
         costs.model(steps=1)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
     return costs
 

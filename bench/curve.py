@@ -3,7 +3,6 @@
 python -m nuwaxl.bench.curve OUT.svg LABEL=BENCH.json [LABEL=BENCH.json ...]
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from nuwaxl.bench.svg import line, tag, text
 from nuwaxl.cli import Parser, run
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 PROG = "python -m nuwaxl.bench.curve"
 PAPER = 0.9426  # Table 1: 1024 frames in 26 s against 453 s
@@ -77,7 +77,7 @@ def picture(curves: Sequence[tuple[str, Points]]) -> str:
 def _load(document: str) -> tuple[str, Points]:
     label, _, name = document.partition("=")
     try:
-        points = json.loads(Path(name).read_text(encoding="utf-8"))["simulate"]
+        points = parse_json(Path(name).read_text(encoding="utf-8"))["simulate"]
         return label, [(int(point["devices"]), float(point["reduction"])) for point in points]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -1,12 +1,13 @@
 """The files that nuwaxl-bench leaves: checked before the render, and never half written."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nuwaxl.engine.mp4 import check_output
+from nuwaxl.engine.checks import is_file_name, shown
+from nuwaxl.engine.mp4 import check_output, link_target
 from nuwaxl.errors import InputError, RenderError
 
 
@@ -34,34 +35,36 @@ def check_outputs(
     sheet: str | None = None,
     trace: str | None = None,
     report: str | None = None,
-    story: str | None = None,
+    reads: Sequence[str | None] = (),
 ) -> Outputs:
     """Check that every file can be written, leaving nothing there. A video brings a sheet with it, beside it.
 
     Args:
-        story: the story that is read, which no output may replace.
+        reads: files that are read, which no output may replace.
 
     Raises:
         InputError: a wrong suffix, a missing or unwritable folder, something there that is not a file, or two
             outputs of one name.
     """
-    if sheet is None and video is not None:
-        sheet = str(Path(video).with_suffix(".png"))
+    checked_video = None if video is None else check_output(video)
+    if sheet is None and checked_video is not None:
+        sheet = str(checked_video.with_suffix(".png"))
     outputs = Outputs(
         json=None if json is None else _check_file(json),
-        video=None if video is None else check_output(video),
+        video=checked_video,
         sheet=None if sheet is None else _check_file(sheet, ".png"),
         trace=None if trace is None else _check_file(trace),
         report=None if report is None else _check_file(report, ".html"),
     )
-    names = [_real(path) for path in (*outputs.paths, *([] if story is None else [Path(story)]))]
-    for name in names:
-        if names.count(name) > 1:
+    taken = {os.path.realpath(name) for name in reads if name is not None and is_file_name(name)}
+    for name in map(os.path.realpath, outputs.paths):
+        if name in taken:
             raise InputError(
                 expected="a name of its own for each file",
                 found=f"{name} more than once",
                 fix="give another name",
             )
+        taken.add(name)
     return outputs
 
 
@@ -71,7 +74,7 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         RenderError: the file system fails.
     """
-    path = _real(path)
+    path = link_target(path)
     try:
         with _unfinished(path) as part:
             part.write_bytes(content)
@@ -83,6 +86,8 @@ def write_file(path: Path, content: bytes) -> None:
 def _check_file(name: str, suffix: str = "") -> Path:
     # os.path rather than Path's methods: those raise where a name is too long or a folder is closed to us.
     path = Path(name)
+    if not is_file_name(name):
+        raise InputError(expected="a name for the output file", found=shown(name), fix="give another name")
     if not path.name.lower().endswith(suffix):
         raise InputError(expected=f"an output file ending in {suffix}", found=name, fix="rename it")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -95,7 +100,7 @@ def _check_file(name: str, suffix: str = "") -> Path:
             fix="create the folder",
         )
     try:
-        with _unfinished(_real(path)):
+        with _unfinished(link_target(path)):
             pass
     except OSError as error:
         raise InputError(
@@ -104,11 +109,6 @@ def _check_file(name: str, suffix: str = "") -> Path:
             fix="give another folder or change its permissions",
         ) from error
     return path
-
-
-def _real(path: Path) -> Path:
-    """The file that a symbolic link points to: it is replaced, not the link."""
-    return Path(os.path.realpath(path))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from nuwaxl.bench.costs import measured_costs, schedule_figures
 from nuwaxl.bench.measure import diffusion_times_s, lower_bound_s, percentiles
 from nuwaxl.bench.scaling import SimulatedPoint
+from nuwaxl.cli import say
 from nuwaxl.engine import RenderStats
 from nuwaxl.engine.stats import BatchRecord
 
@@ -140,7 +141,7 @@ def print_points(points: Sequence[Mapping[str, float]] | None) -> None:
     titles = [name.removesuffix("_s").replace("_", " ") for name in shown]
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in [titles, *rows]:
-        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+        say("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
 
 
 def _rounded(value: Any) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nuwaxl.bench.measure import lower_bound_s, peak_rss_mib
 from nuwaxl.bench.outputs import write_file
-from nuwaxl.cli import Parser, run
+from nuwaxl.cli import Parser, run, say
 from nuwaxl.engine._core import CostModel, Plan, simulate
 from nuwaxl.errors import NuwaxlError
 
@@ -161,13 +161,13 @@ def cost(devices: int, segments: int) -> Cost:
 
 def _bench(arguments: argparse.Namespace) -> None:
     costs = [cost(64, arguments.segments)]
-    print(f"{'scheduling':<16}{'devices':>8}{'segments':>10}{'us/segment':>12}{'bytes/segment':>15}")
+    say(f"{'scheduling':<16}{'devices':>8}{'segments':>10}{'us/segment':>12}{'bytes/segment':>15}")
     for spent in costs:
-        print(
+        say(
             f"{'':<16}{spent.devices:>8}{spent.segments:>10}{spent.cpu_us:>12.2f}{spent.bytes:>15.1f}"
             f"{_mark(spent.missed)}"
         )
-    print(f"{'makespan / bound':<16}{'devices':>8}{'segments':>10}{'lower':>12}{'attainable':>15}")
+    say(f"{'makespan / bound':<16}{'devices':>8}{'segments':>10}{'lower':>12}{'attainable':>15}")
     makespans = []
     for model in models().values():
         for size in PLAN_SIZES:
@@ -175,7 +175,7 @@ def _bench(arguments: argparse.Namespace) -> None:
                 took = makespan(model, devices, size * max(8, model.max_batch) * devices)
                 makespans.append(took)
                 attained = took.makespan_s / took.attainable_bound_s
-                print(
+                say(
                     f"{model.name:<16}{devices:>8}{took.segments:>10}{took.ratio:>12.4f}{attained:>15.4f}"
                     f"{_mark(took.missed)}"
                 )

@@ -21,6 +21,7 @@ from nuwaxl.engine.bundle_schema import (
 )
 from nuwaxl.engine.manifest_json import check_graphs, manifest_from_json
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 _EXPORT_HINT = "give the directory that nuwaxl-export wrote"
 
@@ -55,7 +56,7 @@ class Bundle:
                 expected=f"a readable {manifest_path}", found=error.strerror or str(error), fix=_EXPORT_HINT
             ) from error
         try:
-            value = json.loads(content)
+            value = parse_json(content)
         except ValueError as error:
             raise InputError(
                 expected=f"JSON in {manifest_path}", found=str(error), fix="export the bundle again"

@@ -2,6 +2,8 @@
 
 import math
 import operator
+import os
+from pathlib import Path
 from typing import Any
 
 from nuwaxl.errors import InputError
@@ -21,21 +23,78 @@ def whole_number(name: str, value: Any, *, least: int, most: int | None = None, 
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < least or (most is not None and number > most):
-        raise InputError(expected=expected, found=repr(value), fix=fix or f"change {name}")
+        raise InputError(expected=expected, found=shown(value), fix=fix or f"change {name}")
     return number
 
 
-def finite_number(name: str, value: Any, *, least: float) -> float:
+def finite_number(name: str, value: Any, *, least: float = -math.inf, fix: str = "") -> float:
     """`value` as float.
 
     Raises:
         InputError: not a finite number of at least `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an int that no float holds
+        number = math.inf
+    if not math.isfinite(number) or number < least:
         raise InputError(
-            expected=f"{name}: a finite number of at least {least:g}", found=repr(value), fix=f"change {name}"
+            expected=f"{name}: a finite number" + (f" of at least {least:g}" if least > -math.inf else ""),
+            found=shown(value),
+            fix=fix or f"change {name}",
         )
-    return float(value)
+    return number
+
+
+def encodable_text(name: str, value: Any, *, fix: str) -> str:
+    """`value`, a string that can be encoded: JSON may hold halves of surrogate pairs, which no tokenizer takes.
+
+    Raises:
+        InputError: not a string, or one of those.
+    """
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise InputError(expected=f"text as {name}", found=shown(value), fix=fix)
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether this is a name that a file can have: no NUL in it, and nothing that the file system cannot encode."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value) and value != ""
+    except UnicodeEncodeError:
+        return False
+
+
+def read_text(file: Path, what: str) -> str:
+    """The text of a file in UTF-8, without the mark that editors on Windows put in front; `what` names it in errors.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
+    try:
+        if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):  # /dev/zero has no end
+            raise OSError("not a regular file")
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            expected=f"UTF-8 text in {file}", found=f"byte {error.start} that is not", fix="save it as UTF-8"
+        ) from error
+    except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+        found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(expected=f"{what} at {file}", found=found, fix="check the path") from error
+
+
+def shown(value: Any) -> str:
+    """What was found, for a message of one line: repr(value), shortened."""
+    try:
+        found = repr(value)
+    except ValueError:  # Python prints no int of more than some thousand digits
+        found = "a number of thousands of digits"
+    return found if len(found) <= 100 else f"{found[:80]}... ({len(found)} characters)"
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-from nuwaxl.cli import Parser, non_negative_float, positive_int, run, seed
+from nuwaxl.cli import Parser, non_negative_float, positive_int, run, say, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
 from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs, summary
@@ -133,7 +133,7 @@ def _render(arguments: argparse.Namespace) -> None:
         )
         video.save(out)
     stats = video.stats
-    print(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
+    say(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
 
 
 def _render_jobs(arguments: argparse.Namespace) -> None:
@@ -156,7 +156,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise RenderError(f"writing {out_dir / 'summary.json'} failed: {error}; make room or free the name") from error
     done, failed = document["done"], document["failed"]
-    print(f"{out_dir}: {done} videos, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
+    say(f"{out_dir}: {done} videos, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
     if failed:
         raise RenderError(f"{failed} of {len(jobs)} jobs failed; {out_dir / 'summary.json'} says why")
 

@@ -67,7 +67,7 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
         if item.partition(":")[0] in plugin_names():
             plugins.append(item)
             continue
-        match = re.fullmatch(r"cpu(?::([0-9]+))?", item)
+        match = re.fullmatch(r"cpu(?::([0-9]{1,18}))?", item)
         if match is None:
             known = ["cpu", "cpu:N", "ray", "ray:N", *(f"{name}:DEVICE" for name in plugin_names())]
             raise InputError(expected=f"devices: {', '.join(known)}", found=_found(item), fix=_AVAILABLE)
@@ -103,7 +103,7 @@ def parse_ray(devices: str) -> Actors | None:
     Raises:
         InputError: no actor, or more than MAX_ACTORS.
     """
-    match = re.fullmatch(r"ray(?::([0-9]+))?", devices.strip()) if isinstance(devices, str) else None
+    match = re.fullmatch(r"ray(?::([0-9]{1,18}))?", devices.strip()) if isinstance(devices, str) else None
     if match is None:
         return None
     count = int(match[1]) if match[1] else None

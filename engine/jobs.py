@@ -1,12 +1,12 @@
 """Batched offline rendering: a file of jobs in, a folder of videos and a summary out."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nuwaxl.engine.checks import is_file_name, read_text, shown
 from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.request import Policy, Task
@@ -14,6 +14,7 @@ from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
 from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.formats import parse_json
 
 SCHEMA = "nuwaxl-jobs/1"
 _KEYS = {"story", "frames", "out", "seed", "steps", "guidance"}
@@ -49,10 +50,7 @@ def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
     Raises:
         InputError: the file cannot be read, or has no job.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would break a line at U+2028, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(expected=f"a readable jobs file at {file}", found=str(error), fix="check the path") from error
+    lines = read_text(file, "a readable jobs file").split("\n")  # splitlines would break a line at U+2028, too
     jobs: list[JobLine] = []
     outs: set[Path] = set()
     for number, text in enumerate(lines, start=1):
@@ -144,7 +142,7 @@ def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path]) -
 
 def _table(text: str) -> dict[str, Any]:
     try:
-        table = json.loads(text)
+        table = parse_json(text)
     except ValueError as error:
         raise InputError(expected="a JSON object", found=str(error), fix="correct the line") from error
     if not isinstance(table, dict):
@@ -152,8 +150,8 @@ def _table(text: str) -> dict[str, Any]:
     if unknown := sorted(table.keys() - _KEYS):
         raise InputError(expected=f"only {', '.join(sorted(_KEYS))}", found=", ".join(unknown), fix="remove it")
     for key in ("story", "out"):
-        if not isinstance(table.get(key), str) or not table[key]:
-            raise InputError(expected=f"a file name as {key}", found=repr(table.get(key)), fix=f"give {key}")
+        if not is_file_name(table.get(key)):
+            raise InputError(expected=f"a file name as {key}", found=shown(table.get(key)), fix=f"give {key}")
     return table
 
 

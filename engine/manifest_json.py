@@ -1,6 +1,5 @@
 """Reading of manifest.json: plain JSON values in, a checked Manifest out."""
 
-import math
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -21,6 +20,7 @@ from nuwaxl.engine.bundle_schema import (
     TensorSpec,
     required_tensors,
 )
+from nuwaxl.engine.checks import finite_number, is_file_name, shown
 from nuwaxl.errors import InputError
 
 _REEXPORT = "export the bundle again with nuwaxl-export"
@@ -140,11 +140,9 @@ def _record(kind: type[_Record], value: object, where: str) -> _Record:
         item = table[field.name]
         if field.type is int:
             if type(item) is not int:
-                raise _bad(f"a whole number for {field.name} of {where}", repr(item), _REEXPORT)
+                raise _bad(f"a whole number for {field.name} of {where}", shown(item), _REEXPORT)
         elif field.type is float:
-            if type(item) not in (int, float) or not math.isfinite(item):
-                raise _bad(f"a number for {field.name} of {where}", repr(item), _REEXPORT)
-            item = float(item)
+            item = finite_number(f"{field.name} of {where}", item, fix=_REEXPORT)
         else:
             _string(item, f"{field.name} of {where}")
         values[field.name] = item
@@ -216,7 +214,7 @@ def _tensors(value: object, where: str) -> tuple[TensorSpec, ...]:
 
 def _file(name: str, value: object, where: str) -> FileEntry:
     entry = _record(FileEntry, value, where)
-    if "/" in name or "\\" in name or name in ("", ".", "..", MANIFEST_FILE):
+    if not is_file_name(name) or "/" in name or "\\" in name or name in (".", "..", MANIFEST_FILE):
         raise _bad(f"names of files beside manifest.json for {where}", repr(name), _REEXPORT)
     if len(entry.sha256) != 64 or entry.bytes < 0:
         raise _bad(f"a sha256 of 64 digits and a size for {where}", f"{entry}", _REEXPORT)

@@ -10,6 +10,7 @@ from types import ModuleType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from nuwaxl.engine.checks import is_file_name, shown
 from nuwaxl.errors import InputError, RenderError
 
 _CRF = "14"  # visually lossless for small pictures
@@ -23,18 +24,26 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """
     _load_av()
     file = Path(path)
+    if not is_file_name(os.fspath(path)):
+        raise InputError(expected="a name for the output file", found=shown(os.fspath(path)), fix="give another name")
     if file.suffix.lower() != ".mp4":
         raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
     if os.path.isdir(file):  # unlike Path.is_dir, never raises, whatever the name
         raise InputError(expected=f"a file to write at {file}", found="a directory", fix="give another name")
-    if not os.path.isdir(file.parent):
+    target = link_target(file)
+    if not os.path.isdir(target.parent):
         raise InputError(
-            expected=f"an existing folder {file.parent} to write {file.name} in",
+            expected=f"an existing folder {target.parent} to write {target.name} in",
             found="none",
             fix="create the folder",
         )
-    _unfinished(file).unlink()
+    _unfinished(target).unlink()
     return file
+
+
+def link_target(file: Path) -> Path:
+    """What a symbolic link points to, which is replaced where it stays; any other file itself."""
+    return Path(os.path.realpath(file)) if os.path.islink(file) else file
 
 
 class Mp4Writer:
@@ -54,7 +63,7 @@ class Mp4Writer:
 
     def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float) -> None:
         self._av = _load_av()
-        self._path = check_output(path)
+        self._path = link_target(check_output(path))
         if width % 2 or height % 2:
             raise InputError(
                 expected="frames of even width and height for an mp4 file",

@@ -1,5 +1,6 @@
 """Progress bars of the command-line tools."""
 
+import os
 import sys
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,7 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._bars: dict[Phase, Any] = {}
-        self._drawn = sys.stderr.isatty()
+        self._drawn = sys.stderr is not None and sys.stderr.isatty()
 
     def __enter__(self) -> "ProgressBars":
         return self
@@ -32,6 +33,7 @@ class ProgressBars:
                 desc=progress.phase,
                 unit=_UNITS[progress.phase],
                 position=len(self._bars),
+                **_size(),
             )
         bar.update(progress.done - bar.n)
 
@@ -40,3 +42,12 @@ class ProgressBars:
     ) -> None:
         for bar in self._bars.values():
             bar.close()
+
+
+def _size() -> dict[str, int]:
+    """A size where the terminal does not know its own, as on a serial line; else tqdm finds out, and follows it."""
+    try:
+        known = min(os.get_terminal_size(sys.stderr.fileno())) > 0
+    except (OSError, ValueError):
+        known = False
+    return {} if known else {"ncols": 80, "nrows": 24}

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 from nuwaxl.engine._core import Plan
 from nuwaxl.engine.bundle_schema import SAMPLERS, Manifest, SamplerName
-from nuwaxl.engine.checks import finite_number, one_of, whole_number
+from nuwaxl.engine.checks import encodable_text, finite_number, one_of, whole_number
 from nuwaxl.engine.samplers import SamplerTable, sampler_table
 from nuwaxl.engine.story import Story, check_seed
 from nuwaxl.errors import InputError
@@ -20,6 +20,7 @@ MAX_FRAMES = 2**20
 
 # The measured costs choose the batch up to here; larger ones are rarely any faster, and cost memory in proportion.
 DEFAULT_MAX_BATCH = 16
+MAX_BATCH = 2**16
 
 
 # Frames of the window before that each is given. One is the least, and so the fewest windows: the paper's Table 1 has
@@ -58,7 +59,9 @@ def resolve_schedule(policy: Any = "eager", max_batch: Any = None) -> Schedule:
     """
     return Schedule(
         policy=cast(Policy, one_of("policy", policy, POLICIES)),
-        max_batch=whole_number("max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch, least=1),
+        max_batch=whole_number(
+            "max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch, least=1, most=MAX_BATCH
+        ),
     )
 
 
@@ -100,10 +103,7 @@ def resolve(manifest: Manifest, task: Task) -> Request:
     steps = whole_number("steps", manifest.sampler.steps if steps is None else steps, least=1, most=most)
     guidance = finite_number("guidance", manifest.sampler.guidance if guidance is None else guidance, least=0)
     sampler = cast(SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS))
-    if not isinstance(task.negative_prompt, str):
-        raise InputError(
-            expected="negative_prompt: a string", found=repr(task.negative_prompt), fix="change negative_prompt"
-        )
+    negative_prompt = encodable_text("negative_prompt", task.negative_prompt, fix="change negative_prompt")
     return Request(
         plan=_plan(frames, manifest.network.length, task.depth, task.method),
         table=sampler_table(sampler, manifest.diffusion, steps),
@@ -112,7 +112,7 @@ def resolve(manifest: Manifest, task: Task) -> Request:
         steps=steps,
         guidance=guidance,
         sampler=sampler,
-        negative_prompt=task.negative_prompt,
+        negative_prompt=negative_prompt,
     )
 
 

@@ -1,9 +1,7 @@
 """The story: which prompt holds on which frame; optionally, how many frames, how fast, and from which
 seed."""
 
-import json
 import os
-import tomllib
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.engine.checks import finite_number, whole_number
+from nuwaxl.engine.checks import encodable_text, finite_number, read_text, shown, whole_number
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json, parse_toml
 
 MAX_SEED = 2**64 - 1
 
@@ -74,20 +73,7 @@ class Story:
                 found=str(file),
                 fix="rename or convert the file",
             )
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                expected=f"a readable story at {file}",
-                found=error.strerror or str(error),
-                fix="check the path",
-            ) from error
-        except UnicodeDecodeError as error:
-            raise InputError(
-                expected=f"UTF-8 text in {file}",
-                found=f"byte {error.start} that is not",
-                fix="save it as UTF-8",
-            ) from error
+        text = read_text(file, "a readable story")
         if not text.strip():
             raise InputError(expected=f"a story in {file}", found="an empty file", fix=_EXAMPLE)
         try:
@@ -122,12 +108,9 @@ def _check_scenes(scenes: tuple[Scene, ...]) -> None:
         raise InputError(expected="at least one scene", found="none", fix=_EXAMPLE)
     for number, scene in enumerate(scenes, start=1):
         whole_number(f"frame of scene {number}", scene.at, least=0)
-        if not isinstance(scene.prompt, str) or not scene.prompt.strip():
-            raise InputError(
-                expected=f"a prompt in scene {number}",
-                found=repr(scene.prompt),
-                fix="say what the scene shows",
-            )
+        prompt = encodable_text(f"a prompt in scene {number}", scene.prompt, fix="say what the scene shows")
+        if not prompt.strip():
+            raise InputError(expected=f"a prompt in scene {number}", found=repr(prompt), fix="say what the scene shows")
     if scenes[0].at != 0:
         raise InputError(
             expected="the first scene at frame 0",
@@ -145,8 +128,8 @@ def _check_scenes(scenes: tuple[Scene, ...]) -> None:
 
 def _from_toml(text: str) -> Story:
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(text)
+    except ValueError as error:
         raise InputError(expected="TOML", found=str(error), fix=_EXAMPLE) from error
     _known_keys(table, {"scene", "frames", "fps", "seed"}, "the story")
     entries = table.get("scene", [])
@@ -161,7 +144,7 @@ def _from_jsonl(text: str) -> Story:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError as error:
                 raise InputError(
                     expected=f"JSON on line {number}",
@@ -174,7 +157,7 @@ def _from_jsonl(text: str) -> Story:
 
 def _scene(entry: Any, where: str, at: str, prompt: str) -> Scene:
     if not isinstance(entry, dict):
-        raise InputError(expected=f"{at} and {prompt} in {where}", found=repr(entry), fix=f"give {at} and {prompt}")
+        raise InputError(expected=f"{at} and {prompt} in {where}", found=shown(entry), fix=f"give {at} and {prompt}")
     _known_keys(entry, {at, prompt}, where)
     for key in (at, prompt):
         if key not in entry:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nuwaxl.cli import Parser, non_negative_float, non_negative_int, positive_int, run
+from nuwaxl.cli import Parser, non_negative_float, non_negative_int, positive_int, run, say
 from nuwaxl.engine.bundle_schema import SAMPLERS, Sampler
+from nuwaxl.engine.runners.onnxruntime import forbid_telemetry
 from nuwaxl.errors import InputError
 
 PROG = "nuwaxl-export"
@@ -71,7 +72,7 @@ def _export(arguments: argparse.Namespace) -> None:
         error = f"relative error {graph.parity.relative:.1e}"
         if graph.parity.relative == 0.0:
             error = f"{graph.parity.differing:.3%} of values differ by 1"
-        print(f"{graph.name:8} {graph.bytes / 1e6:7.2f} MB  {error}  {graph.seconds:.1f} s", flush=True)
+        say(f"{graph.name:8} {graph.bytes / 1e6:7.2f} MB  {error}  {graph.seconds:.1f} s")
 
     export_bundle(
         model,
@@ -82,10 +83,11 @@ def _export(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         progress=progress,
     )
-    print(f"{arguments.out}: written")
+    say(f"{arguments.out}: written")
 
 
 def _require_packages() -> None:
+    forbid_telemetry()
     for package in _NEEDED:
         try:
             importlib.import_module(package)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from nuwaxl.engine.runners.onnxruntime import load_onnxruntime
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.export.samples import GraphSource
 
@@ -39,7 +39,7 @@ def check_parity(source: GraphSource, content: bytes, seed: int) -> Parity:
     Raises:
         ParityError: an output of another shape or type, not finite, or further from torch's than the limits.
     """
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = load_onnxruntime().InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = Parity()
     for batch in BATCHES:
         with torch.no_grad():

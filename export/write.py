@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,20 +129,20 @@ def _graph(file: str, sample: Sample) -> Graph:
 @contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """A directory beside `out` that takes its name once all of the body is done, and vanishes if it fails."""
-    partial, old = (out.with_name(f"{out.name}.{suffix}") for suffix in ("partial", "old"))
+    target = out.resolve()  # of "." as well, and of a symbolic link, which stays one
     try:
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise InputError(
             expected=f"a writable place for {out}", found=error.strerror or str(error), fix="give another OUT_DIR"
         ) from error
+    partial, old = work / "new", work / "old"
     try:
+        partial.mkdir()
         yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
     finally:
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 _PREFIX = "step_"
 
@@ -91,7 +92,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     """`step` and `configuration` of a checkpoint. Raises InputError if it does not say them."""
     path = checkpoint / "training.json"
     try:
-        progress = json.loads(path.read_text(encoding="utf-8"))
+        progress = parse_json(path.read_text(encoding="utf-8"))
         return {"step": int(progress["step"]), "configuration": dict(progress["configuration"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

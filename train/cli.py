@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nuwaxl.cli import Parser, positive_int, run
+from nuwaxl.cli import Parser, positive_int, run, say
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.train.data.cli import add_data_commands, require_torch, run_data_command
 
@@ -101,7 +101,7 @@ def _train(arguments: argparse.Namespace) -> None:
     show_progress = sys.stderr.isatty()
     try:
         task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
-        print(train(task, run, arguments.resume, show_progress))
+        say(train(task, run, arguments.resume, show_progress))
     finally:
         Processes.leave()
 
@@ -112,28 +112,28 @@ def _init(arguments: argparse.Namespace) -> None:
 
     given = (arguments.length, arguments.height, arguments.width, arguments.seed)
     init_model(arguments.source, arguments.out, *given)
-    print(f"{arguments.out}: {sum(path.stat().st_size for path in arguments.out.iterdir()) / 2**20:.1f} MiB")
+    say(f"{arguments.out}: {sum(path.stat().st_size for path in arguments.out.iterdir()) / 2**20:.1f} MiB")
 
 
 def _describe(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.describe import find_config, table
 
-    print(table(find_config(arguments.model)))
+    say(table(find_config(arguments.model)))
 
 
 def _curve(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.curve import draw, read_log
 
     draw(read_log(arguments.log, arguments.figures), arguments.out)
-    print(arguments.out)
+    say(arguments.out)
 
 
 def _pack(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.checkpoint import pack
 
-    print(f"{arguments.out}: {pack(arguments.model, arguments.out) / 2**20:.1f} MiB")
+    say(f"{arguments.out}: {pack(arguments.model, arguments.out) / 2**20:.1f} MiB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class ModelConfig:
     @classmethod
     def load(cls, path: Path) -> Self:
         try:
-            tables = json.loads(path.read_text(encoding="utf-8"))
+            tables = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
                 expected=f"a model configuration at {path}", found=str(error), fix="name a checkpoint directory"

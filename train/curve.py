@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 _SIZE = (960, 480)
 _MARGIN = (70, 20, 20, 50)  # left, top, right, bottom, in pixels
@@ -19,7 +19,7 @@ _COLOURS = ("#1f4e9c", "#c2410c", "#15803d", "#7e22ce")
 def read_log(path: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """(step, value) of each named figure. Raises InputError if the log lacks one."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(expected=f"a training log at {path}", found=str(error), fix="name a log.jsonl") from error
     curves = {name: [(line["step"], line[name]) for line in lines if name in line] for name in names}

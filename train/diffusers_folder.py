@@ -6,12 +6,12 @@ beyond that is refused by name, so that no network loads that would then compute
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 from nuwaxl.train.config import DiffusionConfig, ModelConfig, MTDConfig, TextConfig, TKLVAEConfig
 
 _ATTENTION, _PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
@@ -64,7 +64,7 @@ _TEXT_FIXED: Mapping[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             expected=f"a JSON file at {path}",

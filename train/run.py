@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_toml
 from nuwaxl.train.config import require, require_positive
 
 
@@ -89,6 +89,6 @@ class RunConfig:
 def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a training configuration. Raises InputError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(expected=f"a TOML file at {path}", found=str(error), fix="correct it") from error

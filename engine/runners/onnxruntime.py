@@ -1,6 +1,7 @@
 """A runner on ONNX Runtime's CPU provider."""
 
 import importlib
+import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -91,7 +92,23 @@ class OnnxRuntimeRunner:
                     found=str(error),
                     fix="install another onnxruntime, or export the bundle again",
                 ) from error
+            self._check_tensors(name, self._sessions[name])
         return self._sessions[name]
+
+    def _check_tensors(self, name: str, session: Any) -> None:
+        """Refuse a graph that has other inputs or outputs than the manifest says."""
+        graph = self._bundle.manifest.graphs[name]
+        for kind, said, found in (
+            ("inputs", graph.inputs, session.get_inputs()),
+            ("outputs", graph.outputs, session.get_outputs()),
+        ):
+            named, present = {tensor.name for tensor in said}, {tensor.name for tensor in found}
+            if named != present:
+                raise InputError(
+                    expected=f"{kind} of {self._bundle.file(name)} as its manifest names them",
+                    found=f"without {sorted(named - present)[:3]}, besides {sorted(present - named)[:3]}",
+                    fix="export the bundle again",
+                )
 
     def _session_options(self, worker: Worker) -> Any:
         options = self._runtime.SessionOptions()
@@ -147,12 +164,19 @@ class OnnxRuntimeDenoising:
         self._no_noise = np.zeros_like(tensors["x"])
 
 
+def forbid_telemetry() -> None:
+    """Keep ONNX Runtime from reporting machine and models to its makers, as its builds from 1.29 on do unless this is
+    set before the import. Whoever has set it already has decided for themselves."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def load_onnxruntime() -> ModuleType:
     """The onnxruntime module, imported only when a runner needs it.
 
     Raises:
         InputError: it is not installed.
     """
+    forbid_telemetry()
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -2,16 +2,28 @@
 
 import argparse
 import math
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from nuwaxl.errors import InputError, NuwaxlError
 
+MOST_DIGITS = 20  # those of 2**64 - 1
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Whatever cleans up after Ctrl-C does so after this, too."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,9 +41,10 @@ def run(prog: str, command: Callable[[], None]) -> int:
     """Run a command and give its exit status: 0 only if it did what was asked.
 
     Errors that nuwaxl raises on purpose become one line on stderr: status 2 for bad input, 1 for a failure.
-    Ctrl-C is 130. Anything else is a bug and keeps its traceback.
+    Ctrl-C is 130, SIGTERM 143. Where nobody reads what say() prints any more it is 1 without a word, as other tools
+    have it. Anything else is a bug and keeps its traceback.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _terminable():
         warnings.showwarning = _show_warning
         try:
             command()
@@ -39,10 +52,35 @@ def run(prog: str, command: Callable[[], None]) -> int:
             return _fail(prog, error, EXIT_BAD_INPUT)
         except NuwaxlError as error:
             return _fail(prog, error, EXIT_FAILED)
+        except BrokenPipeError:
+            _discard_output()
+            return EXIT_FAILED
+        except Terminated:
+            print(f"{prog}: terminated", file=sys.stderr)
+            return EXIT_TERMINATED
         except KeyboardInterrupt:
             print(f"{prog}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
     return 0
+
+
+def say(text: object) -> None:
+    """Print on stdout, at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        NuwaxlError: it cannot be written.
+    """
+    try:
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # a file's name that is not text, or a terminal that knows few letters
+            print(str(text).encode("ascii", "backslashreplace").decode(), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise NuwaxlError(f"writing to standard output failed: {error.strerror}; make room, or name another") from error
 
 
 def one_line(message: object) -> str:
@@ -80,10 +118,42 @@ def _whole(text: str, least: int, most: int | None = None) -> int:
     expected = f"expected a whole number of at least {least}" + (f" and at most {most}" if most is not None else "")
     if not text.lstrip("-").isdecimal() or not text.isascii():
         raise argparse.ArgumentTypeError(f"{expected}; found {text!r}")
-    number = int(text) if len(text) <= 20 else None
-    if number is None or number < least or (most is not None and number > most):
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{expected}, in {MOST_DIGITS} digits; found {len(text)}")
+    number = int(text)
+    if number < least or (most is not None and number > most):
         raise argparse.ArgumentTypeError(f"{expected}; found {text}")
     return number
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, unless somebody has other plans with it; a second one ends the process."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _discard_output() -> None:
+    """What is left in stdout's buffer must not fail once more when Python exits."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, sys.stdout.fileno())
+    except OSError:  # not a file at all, as in a test
+        pass
+    finally:
+        os.close(devnull)
 
 
 def _fail(prog: str, error: NuwaxlError, status: int) -> int:

@@ -97,6 +97,9 @@ def test_a_version_that_is_none_is_refused(own_bundle: Path, version: object) ->
         ({"files": {}}, "text.onnx"),
         ({"graphs": {}}, "text"),
         ({"graphs": []}, "graphs"),
+        ({"files": {"a\0b": {"sha256": "0" * 64, "bytes": 1}}}, "names of files"),
+        ({"files": {"half a pair: \ud800": {"sha256": "0" * 64, "bytes": 1}}}, "names of files"),
+        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 10**400}}, "a finite number"),
     ],
 )
 def test_a_wrong_manifest_says_what_is_wrong(own_bundle: Path, changes: dict[str, object], said: str) -> None:

@@ -1,9 +1,14 @@
 """nuwaxl-render: exit status, one-line errors, and the file it leaves."""
 
+import fcntl
 import json
+import os
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -160,7 +165,12 @@ def test_a_prompt_that_is_cut_is_a_one_line_warning(
     assert error.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_one_line_status_130_and_no_file(tiny_bundle: Path, story_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_sigterm_end_with_one_line_their_status_and_no_file(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path, number: signal.Signals, status: int, said: str
+) -> None:
     arguments = [
         "--frames",
         "200000",
@@ -178,9 +188,9 @@ def test_ctrl_c_ends_with_one_line_status_130_and_no_file(tiny_bundle: Path, sto
     while not list(tmp_path.glob(".out.*.part")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=20)
-    assert (process.returncode, error) == (130, "nuwaxl-render: interrupted\n")
+    assert (process.returncode, error) == (status, f"nuwaxl-render: {said}\n")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -197,3 +207,24 @@ def test_progress_bars_are_drawn_on_a_terminal_only(
         assert bool(drawn) == terminal
     assert "3/10" in drawn
     assert "2/4" in drawn
+
+
+def test_progress_is_readable_on_a_terminal_that_does_not_know_its_width(tiny_bundle: Path, story_file: Path) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 0, 0, 0, 0))
+    command = [sys.executable, "-m", "nuwaxl.engine.cli", story_file, "--frames", "9", "--bundle", tiny_bundle]
+    with subprocess.Popen(
+        [*command, "--out", story_file.with_suffix(".mp4")], stderr=theirs, stdout=subprocess.DEVNULL
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    drawn += os.read(ours, 65536)
+                except OSError:  # the terminal is gone with its last user
+                    break
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"diffuse:" in drawn
+    assert b"9/9" in drawn

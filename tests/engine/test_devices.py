@@ -16,7 +16,23 @@ def test_a_list_gives_its_workers_which_share_the_cores(devices: str, workers: i
     assert all(worker.alone == (workers == 1) for worker in found)
 
 
-@pytest.mark.parametrize("devices", ["", "gpu9", "cpu:", "cpu:x", "cpu:-1", "cpu:1.5", "cpu,", "CPU", None, 2])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        "",
+        "gpu9",
+        "cpu:",
+        "cpu:x",
+        "cpu:-1",
+        "cpu:1.5",
+        "cpu,",
+        "CPU",
+        "cpu:" + "9" * 5000,
+        "ray:" + "9" * 5000,
+        None,
+        2,
+    ],
+)
 def test_an_unknown_device_is_refused_with_what_there_is(devices: object) -> None:
     with pytest.raises(InputError, match='use "cpu"'):
         parse_devices(devices)  # type: ignore[arg-type]

@@ -70,6 +70,10 @@ def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "steps": 0}, "steps"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": "much"}, "guidance"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "seed": -1}, "seed"),
+        ({"story": "story.toml", "frames": 5, "out": "a\0b.mp4"}, "a file name as out"),
+        ({"story": "a\0b.toml", "frames": 5, "out": "b.mp4"}, "a file name as story"),
+        ({"story": "story.toml", "frames": 5, "out": "half a pair: \ud800.mp4"}, "a file name as out"),
+        pytest.param("[" * 100_000, "nested too deeply", id="nested"),
     ],
 )
 def test_a_bad_line_fails_alone(jobs: Jobs, line: Line, said: str, tmp_path: Path) -> None:

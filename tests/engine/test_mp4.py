@@ -80,8 +80,23 @@ def test_a_path_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: 
     ]:
         with pytest.raises(InputError, match=said):
             check_output(path)
+    for name in ("", "a\0b.mp4", "half a pair: \ud800.mp4"):
+        with pytest.raises(InputError, match="a name for the output file"):
+            check_output(name)
     check_output(tmp_path / "out.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_a_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "elsewhere" / "real.mp4")
+    with Mp4Writer(tmp_path / "link.mp4", width=48, height=32, fps=16) as writer:
+        writer.write(smooth_video(2))
+    assert (tmp_path / "link.mp4").is_symlink()
+    assert len(read_back(tmp_path / "elsewhere" / "real.mp4")[0]) == 2
+    (tmp_path / "lost.mp4").symlink_to(tmp_path / "absent" / "real.mp4")
+    with pytest.raises(InputError, match="existing folder"):
+        check_output(tmp_path / "lost.mp4")
 
 
 def test_odd_sizes_are_refused(tmp_path: Path) -> None:

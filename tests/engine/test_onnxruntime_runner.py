@@ -1,5 +1,6 @@
 """The ONNX Runtime runner, and what happens where ONNX Runtime is not installed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,22 @@ def test_a_graph_that_cannot_be_loaded_is_refused(own_bundle: Path) -> None:
     (own_bundle / "step.onnx").write_bytes(b"not a graph")
     with pytest.raises(InputError, match=r"step\.onnx"):
         OnnxRuntimeRunner(bundle, WORKER)
+
+
+def test_a_graph_with_other_tensors_than_the_manifest_says_is_refused(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / "step.onnx").write_bytes((own_bundle / "prepare.onnx").read_bytes())
+    with pytest.raises(InputError, match=r"inputs of .*step\.onnx as its manifest names them"):
+        OnnxRuntimeRunner(bundle, WORKER)
+
+
+def test_onnxruntime_does_not_report_to_its_makers(tiny_bundle: Path, tmp_path: Path) -> None:
+    # Its builds make a device id and a database in the cache when they do.
+    code = f"from nuwaxl.engine import Engine\nEngine.open({str(tiny_bundle)!r}).close()"
+    kept = {name: os.environ[name] for name in os.environ if name not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":

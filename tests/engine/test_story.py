@@ -1,5 +1,8 @@
 """Stories: which prompt holds on which frame, and what is refused."""
 
+import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,9 @@ def test_the_prompt_of_a_frame_is_that_of_the_last_scene_that_began(starts: set[
         ("fps = inf\n" + SCENE, "fps"),
         ("fps = 1000\n" + SCENE, "1 to 240"),
         ("seed = -1\n" + SCENE, "seed"),
+        pytest.param("fps = " + "9" * 400 + "\n" + SCENE, "fps", id="fps of 400 digits"),
+        pytest.param("frames = " + "9" * 5000 + "\n" + SCENE, "TOML", id="frames of 5000 digits"),
+        pytest.param("x = " + "[" * 20_000, "nested too deeply", id="nested"),
     ],
 )
 def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
@@ -100,6 +106,9 @@ def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(tmp_path: P
         ('{"frame": 1, "text": "a"}', "first scene at frame 0"),
         ('{"frame": 0, "text": "a", "score": 1}', "score"),
         ('{"frame": 0, "text": "a"}\n{"frame": 0, "text": "b"}', "scene 2 after frame 0"),
+        ('{"frame": NaN, "text": "a"}', "whole number"),
+        (r'{"frame": 0, "text": "half a pair: \ud800"}', "a prompt in scene 1"),
+        pytest.param("[" * 100_000, "nested too deeply", id="nested"),
     ],
 )
 def test_bad_captions_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -119,6 +128,30 @@ def test_a_story_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         Story.load(tmp_path / "latin.toml")
     with pytest.raises(InputError, match=r"\.toml or a \.jsonl"):
         Story.load(tmp_path / "story.txt")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    with pytest.raises(InputError, match="symbolic links"):
+        Story.load(tmp_path / "loop.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(InputError, match="not a regular file"):
+        Story.load(tmp_path / "pipe.toml")
+    with pytest.raises(InputError, match="null"):
+        Story.load("a\0b.toml")
+
+
+def test_the_mark_that_some_editors_put_in_front_is_no_part_of_the_story(tmp_path: Path) -> None:
+    (tmp_path / "story.toml").write_text(SCENE, encoding="utf-8-sig")
+    (tmp_path / "story.jsonl").write_text('{"frame": 0, "text": "a"}', encoding="utf-8-sig")
+    for name in ("story.toml", "story.jsonl"):
+        assert Story.load(tmp_path / name).scenes == (Scene(0, "a"),)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_in_a_file_is_a_story_or_an_input_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("story.toml", "story.jsonl"):
+            (Path(folder) / name).write_bytes(content)
+            with suppress(InputError):
+                Story.load(Path(folder) / name)
 
 
 def test_a_story_from_python_is_checked_alike() -> None:

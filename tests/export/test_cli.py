@@ -140,9 +140,20 @@ def test_a_finished_bundle_takes_the_place_of_the_old_one(tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "of a run that was killed").touch()
+    (tmp_path / "out.old").mkdir()  # somebody's own
     with write._whole_or_nothing(out) as folder:
         (folder / "new").touch()
         assert (out / "old").exists()
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["out", "out/new"]
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "out",
+        "out/new",
+        "out.old",
+    ]
+
+
+def test_a_bundle_may_be_written_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with write._whole_or_nothing(Path()) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["new"]

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 from nuwaxl.train.data.videos import VideoFile, list_videos
 
 Describe = Callable[[Sequence[np.ndarray]], list[str]]
@@ -56,12 +57,13 @@ class PartialCaptions:
         texts = []
         for number, line in enumerate(whole):
             try:
-                entry = json.loads(line)
-                if entry["frame"] != number * every:
-                    raise _other_captions(path, f"frame {entry['frame']} in line {number + 2}")
-                texts.append(str(entry["text"]))
+                entry = parse_json(line)
+                frame, text = entry["frame"], str(entry["text"])
             except (ValueError, TypeError, KeyError) as error:
                 raise _other_captions(path, f"line {number + 2} that is damaged") from error
+            if frame != number * every:
+                raise _other_captions(path, f"frame {frame} in line {number + 2}")
+            texts.append(text)
         return cls(path, texts, every, len(first) + sum(map(len, whole)))
 
     def append(self, texts: Sequence[str]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from nuwaxl.errors import InputError
+from nuwaxl.formats import parse_json
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def read_entries(path: Path) -> list[tuple[int, str]]:
 def _parse(line: str, where: str) -> tuple[int, str]:
     example = '{"frame": 0, "text": "..."}'
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
+        entry = parse_json(line)
+    except ValueError as error:
         raise InputError(expected=f"JSON in {where}", found=str(error), fix=f"write {example}") from error
     frame = entry.get("frame") if isinstance(entry, dict) else None
     text = entry.get("text") if isinstance(entry, dict) else None

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nuwaxl.cli import positive_int
+from nuwaxl.cli import positive_int, say
 from nuwaxl.errors import InputError, NuwaxlError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _cartoon(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.data.cartoon import generate
 
     paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed)
-    print(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
+    say(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -110,7 +110,7 @@ def _check(arguments: argparse.Namespace) -> None:
     reports = check_folder(arguments.folder, not arguments.quick, sys.stderr.isatty())
     if out is not None:
         out.write_text(to_json(arguments.folder, not arguments.quick, reports), encoding="utf-8")
-    print(table(reports))
+    say(table(reports))
     unusable = [report.video for report in reports if not report.usable]
     if unusable:
         raise NuwaxlError(
@@ -135,7 +135,7 @@ def _caption(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         show_progress=sys.stderr.isatty(),
     )
-    print(f"{len(outcome.captioned)} videos captioned, {len(outcome.kept)} had captions")
+    say(f"{len(outcome.captioned)} videos captioned, {len(outcome.kept)} had captions")
     if outcome.failed:
         failures = "; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items())
         raise NuwaxlError(f"expected captions for all videos; found {len(outcome.failed)} that failed ({failures})")
@@ -150,4 +150,4 @@ def _latents(arguments: argparse.Namespace) -> None:
         sys.stderr.isatty(),
     )  # fmt: skip
     size = sum(path.stat().st_size for path in paths)
-    print(f"{paths[0].parent}: latents of {len(paths)} videos, {size / 2**20:.1f} MiB")
+    say(f"{paths[0].parent}: latents of {len(paths)} videos, {size / 2**20:.1f} MiB")

@@ -179,6 +179,16 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, episodes: int, frames:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_episode_that_is_interrupted_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nuwaxl.train.data.cartoon.episode.draw_character", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path, 1, 10, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["episode_0000.jsonl"]
+
+
 def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):

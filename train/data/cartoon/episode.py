@@ -56,12 +56,17 @@ def generate(folder: str | Path, episodes: int, frames: int = 3600, seed: int = 
 
 
 def write_episode(folder: Path, episode: int, *, frames: int, seed: int) -> Path:
-    """Write one episode and its captions; returns the path of the mp4."""
+    """Write one episode and its captions; returns the path of the mp4, which bears that name only when it is whole."""
     script = episode_script(episode, frames=frames, seed=seed)
     video = folder / f"episode_{episode:04d}.mp4"
     lines = (json.dumps({"frame": n, "text": moment.text}) for n, moment in enumerate(script.moments()))
     video.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    _write_mp4(video, draw_script(script))
+    partial = video.with_suffix(".partial")
+    try:
+        _write_mp4(partial, draw_script(script))
+        partial.replace(video)
+    finally:
+        partial.unlink(missing_ok=True)
     return video
 
 
@@ -87,7 +92,7 @@ def draw_moment(moment: Moment, frame: int) -> np.ndarray:
 
 def _write_mp4(path: Path, frames: Iterator[np.ndarray]) -> None:
     """H.264 with full chroma at high quality: at 64 pixels halved chroma would smear the characters."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv444p"
