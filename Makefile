@@ -5,6 +5,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 FRAMES ?= 1024
 
+# The Python of a GPU machine, with torch, triton, nanobind, scikit-build-core and pytest; nothing is downloaded.
+GPU_PYTHON ?= python3
+GPU_ARGS ?=
+# What compilers keep from one run to the next.
+GPU_CACHE := $(CURDIR)/build/gpu/cache
+GPU_INSTALL = $(GPU_PYTHON) -m pip --disable-pip-version-check --quiet install --no-index --no-build-isolation \
+  --no-deps --upgrade --target build/gpu/site --config-settings=build-dir=build/gpu/cmake .
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
@@ -29,6 +37,17 @@ test: lint cpp-test cpp-sanitize cpp-example  ## run all checks and all tests bu
 test-slow: $(VENV)/.installed-dev  ## run the slow tests
 	$(BIN)/pytest -m slow
 
+gpu:  ## on a machine with a GPU: its tests, kernels and sd15 against torch; leaves out/gpu/gpu.json and gpu.md
+	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || \
+	  { echo "make gpu: expected a GPU that torch can use; found none by $(GPU_PYTHON);" \
+	    "run it on a machine that has one, or name its Python: make gpu GPU_PYTHON=..." >&2; exit 2; }
+	@echo "Building nuwaxl with $(GPU_PYTHON) into build/gpu, without network ..."
+	@$(GPU_INSTALL)
+	@mkdir -p out/gpu
+	PYTHONPATH="$(CURDIR)/build/gpu/site$${PYTHONPATH:+:$$PYTHONPATH}" NUWAXL_CACHE="$(GPU_CACHE)/nuwaxl" \
+	  TRITON_CACHE_DIR="$(GPU_CACHE)/triton" TORCHINDUCTOR_CACHE_DIR="$(GPU_CACHE)/inductor" \
+	  $(GPU_PYTHON) -m nuwaxl.bench.gpu --out out/gpu $(GPU_ARGS)
+
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -44,7 +63,7 @@ clean:  ## remove what was built; .venv and out/ stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .NOTPARALLEL:
-.PHONY: help bench test test-slow lint cpp-test cpp-sanitize cpp-example clean
+.PHONY: help bench gpu test test-slow lint cpp-test cpp-sanitize cpp-example clean
 
 # A file of tests stays in one process, so that what its tests share is made once.
 PYTEST_PARALLEL := -n auto --maxprocesses 4 --dist loadfile

@@ -38,6 +38,11 @@ def _parser() -> Parser:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="what nuwaxl-train wrote")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the bundle to write; must be empty or absent")
     parser.add_argument("--name", help="name in the manifest (default: the checkpoint directory's)")
+    parser.add_argument(
+        "--with-checkpoint",
+        action="store_true",
+        help="put the checkpoint into the bundle as well, for --devices torch:cuda:0 (docs/gpu.md)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the bundle at OUT_DIR, if there is one")
     parser.add_argument(
         "--decode-overlap",
@@ -56,7 +61,7 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace) -> None:
     _require_packages()
     # Imported here, so that --help and the message above come without torch.
-    from nuwaxl.export.model import load_model
+    from nuwaxl.export.model import CHECKPOINT_FILES, load_model
     from nuwaxl.export.write import Written, check_output, export_bundle
 
     check_output(arguments.out, arguments.force)
@@ -81,6 +86,7 @@ def _export(arguments: argparse.Namespace) -> None:
         sampler=sampler,
         decode_overlap=arguments.decode_overlap,
         force=arguments.force,
+        files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
         progress=progress,
     )
     say(f"{arguments.out}: written")

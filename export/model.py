@@ -16,6 +16,7 @@ from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 
 CONFIG_FILE = "config.json"
+CHECKPOINT_FILES = (CONFIG_FILE, "mtd.safetensors", "text.safetensors", "tklvae.safetensors")
 
 
 @dataclass(frozen=True)

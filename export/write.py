@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -44,9 +44,10 @@ def export_bundle(
     sampler: Sampler,
     decode_overlap: int = 0,
     force: bool = False,
+    files: Sequence[Path] = (),
     progress: Callable[[Written], None] = lambda _: None,
 ) -> None:
-    """Export every graph of `model`, compare it with torch, and write the bundle `out`.
+    """Export every graph of `model`, compare it with torch, and write the bundle `out`, with copies of `files`.
 
     Raises:
         InputError: `out` cannot be written, or the sampler or the overlap does not fit the model.
@@ -71,6 +72,8 @@ def export_bundle(
             graphs[source.name], written = _write_graph(source, folder)
             progress(written)
         (folder / TOKENIZER_FILE).write_bytes(model.tokenizer)
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
         write_manifest(
             folder,
             name=name,

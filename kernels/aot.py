@@ -2,8 +2,9 @@
 
     python -m nuwaxl.kernels.aot OUT --sm 80,90 --dtypes float16,bfloat16 --widths 320,640,1280
 
-writes one folder sm_NN each and kernels.json, which says of every kernel how to launch it. The same request gives the
-same bytes. A kernel takes its arguments in the order listed, then two null pointers (Triton's scratch, checked unused).
+writes NAME.sm_NN.cubin, NAME.sm_NN.ptx and kernels.json, which says of every kernel how to launch it. The same request
+gives the same bytes. A kernel takes its arguments in the order listed, then two null pointers (Triton's scratch,
+checked unused).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nuwaxl.errors import InputError, NuwaxlError
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FORMAT = "nuwaxl-kernels"
 FORMAT_VERSION = 1
+KERNELS_FILE = "kernels.json"
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _SCALARS = ("pixels", "values")
 _HIDDEN = ("global_scratch_size", "profile_scratch_size")
@@ -39,17 +41,25 @@ class Request:
     channels: int = 320
     heads: int = 8
     taps: int = 3
+    branches: int = 1
     groups: int = 32
     eps: float = 1e-5
 
     @property
     def name(self) -> str:
-        """Unique among requests, and a file name."""
+        """Unique among requests, and the beginning of a file name. engine/csrc/onnxruntime makes the same names of the
+        tensors that it meets."""
         parts = {
             "temporal_attention": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
             "temporal_attention_backward": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
             "temporal_conv": (f"L{self.length}", f"c{self.channels}", f"k{self.taps}"),
-            "temporal_conv_injection": (f"L{self.length}", f"c{self.channels}", f"k{self.taps}"),
+            "temporal_conv_injection": (
+                f"L{self.length}",
+                f"c{self.channels}",
+                f"k{self.taps}",
+                f"n{self.branches}",
+            ),
+            "group_norm": (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}"),
             "group_norm_silu": (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}"),
             "guided_update": (),
         }[self.kernel]
@@ -75,13 +85,15 @@ def requests(
     )
     found = []
     for dtype in dtypes:
-        found += [Request(kernel, dtype, length, width, heads, taps, groups) for width in widths for kernel in by_width]
+        found += [
+            Request(kernel, dtype, length, width, heads, taps, groups=groups) for width in widths for kernel in by_width
+        ]
         found.append(Request("guided_update", dtype))
     return found
 
 
 def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out: Path) -> Path:
-    """Write sm_NN/NAME.{cubin,ptx} and kernels.json under `out`; returns the path of the latter.
+    """Write NAME.sm_NN.{cubin,ptx} and kernels.json into `out`; returns the path of the latter.
 
     Needs triton, imported without TRITON_INTERPRET. Raises InputError for an unknown architecture, NuwaxlError when a
     kernel wants scratch memory, which its launchers do not give.
@@ -101,12 +113,11 @@ def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     import triton
 
-    entries = []
-    for architecture in sorted(set(architectures)):
-        folder = out / f"sm_{architecture}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for request in sorted(set(asked), key=lambda request: request.name):
-            entries.append(_compile(request, architecture, folder))
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = sorted(set(asked), key=lambda request: request.name)
+    entries = [
+        _compile(request, architecture, out) for architecture in sorted(set(architectures)) for request in wanted
+    ]
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -114,7 +125,7 @@ def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out:
         "grid": "axis 0: batch * fixed * ceil(items * per_item / block), without the last factor where block is 0",
         "kernels": entries,
     }
-    path = out / "kernels.json"
+    path = out / KERNELS_FILE
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return path
 
@@ -128,10 +139,13 @@ def _specialise(request: Request) -> Any:
         backward = request.kernel.endswith("backward")
         return temporal_attention.specialise(request.length, request.heads, head_dim, backward=backward)
     if request.kernel.startswith("temporal_conv"):
-        inject = request.kernel.endswith("injection")
-        return temporal_conv.specialise(request.length, request.channels, request.taps, request.dtype, inject=inject)
-    if request.kernel == "group_norm_silu":
-        return group_norm.specialise(request.length, request.channels, request.groups, request.eps)
+        branches = request.branches if request.kernel.endswith("injection") else 0
+        return temporal_conv.specialise(
+            request.length, request.channels, request.taps, request.dtype, branches=branches
+        )
+    if request.kernel.startswith("group_norm"):
+        silu = request.kernel.endswith("silu")
+        return group_norm.specialise(request.length, request.channels, request.groups, request.eps, silu=silu)
     return sampler.specialise()
 
 
@@ -169,10 +183,10 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
         raise NuwaxlError(f"{request.name} for sm_{architecture} wants scratch memory ({scratch}); none is given")
     files = {}
     for kind, content in (("cubin", compiled.asm["cubin"]), ("ptx", compiled.asm["ptx"].encode())):
-        path = folder / f"{request.name}.{kind}"
+        path = folder / f"{request.name}.sm_{architecture}.{kind}"
         path.write_bytes(content)
         files[kind] = {
-            "file": f"{folder.name}/{path.name}",
+            "file": path.name,
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
@@ -193,6 +207,16 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
         "shared_bytes": metadata.shared,
         "files": files,
     }
+
+
+def requests_to_json(asked: Iterable[Request]) -> list[dict[str, Any]]:
+    """For `--requests`."""
+    return [{**asdict(request), "dtype": str(request.dtype).removeprefix("torch.")} for request in asked]
+
+
+def _requests_from_json(path: Path) -> list[Request]:
+    tables = json.loads(path.read_text())
+    return [Request(**{**table, "dtype": _dtypes(table["dtype"])[0]}) for table in tables]
 
 
 def _numbers(text: str) -> list[int]:
@@ -217,10 +241,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=16, help="frames a segment, L")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--groups", type=int, default=32, help="of group norm")
+    parser.add_argument("--requests", type=Path, metavar="FILE", help="JSON that lists the kernels instead")
     options = parser.parse_args(arguments)
     sizes = {"length": options.length, "heads": options.heads, "groups": options.groups}
     try:
-        path = compile_kernels(requests(options.dtypes, options.widths, **sizes), options.sm, options.out)
+        asked = (
+            requests(options.dtypes, options.widths, **sizes)
+            if options.requests is None
+            else _requests_from_json(options.requests)
+        )
+        path = compile_kernels(asked, options.sm, options.out)
     except NuwaxlError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(path)

@@ -2,9 +2,10 @@
 
     python -m nuwaxl.kernels.bench [--json FILE] [--dtype bfloat16] [--batches 1,8,64]
 
-Times are medians of CUDA events around single launches, each after a write of 256 MiB that empties the L2 cache.
-"GB/s" counts the bytes a kernel must move (see each module of kernels/triton), "copy" is that rate over the rate of a
-large copy.
+Times are medians of CUDA events around single launches, each after a write of 1 GiB that empties the L2 cache and keeps
+the device busy until the launch is queued. "GB/s" counts the bytes a kernel must move (see each module of
+kernels/triton), "copy" is that rate over the rate of a large copy, "alike" over that of a copy of as many bytes: what
+little work is bound by is the launch, for a copy as well.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,7 +28,9 @@ from nuwaxl.kernels import ops
 
 LENGTH, HEADS, TAPS, GROUPS = 16, 8, 3, 32
 LEVELS = {320: 32 * 32, 640: 16 * 16, 1280: 8 * 8}  # channels: pixels
-FLUSH_BYTES = 256 << 20
+FLUSH_BYTES = 1 << 30
+COPY_BYTES = 1 << 30
+MATMUL = 8192  # rows and columns of the products that measure the tensor cores
 REPEATS = 30
 
 
@@ -33,6 +38,8 @@ def seconds(run: Callable[[], object], flush: Tensor) -> float:
     """Median time of one launch with a cold cache, after the first runs have compiled and chosen."""
     for _ in range(3):
         run()
+    if not flush.is_cuda:
+        return statistics.median(_clocked(run) for _ in range(3))
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
     for start, end in events:
         flush.zero_()
@@ -41,6 +48,12 @@ def seconds(run: Callable[[], object], flush: Tensor) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def _clocked(run: Callable[[], object]) -> float:
+    began = perf_counter()
+    run()
+    return perf_counter() - began
 
 
 def sdpa(qkv: Tensor) -> Tensor:
@@ -61,17 +74,20 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor
     return scale * h.reshape(b, pixels, c, length).permute(0, 3, 1, 2) + shift
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int = GROUPS) -> Tensor:
     """Group norm and SiLU as torch has them, on its own (b*L, c, p) layout: without the permutes, to its favour."""
-    return F.silu(F.group_norm(x, GROUPS, weight, bias))
+    return F.silu(F.group_norm(x, groups, weight, bias))
 
 
-def cases(batch: int, channels: int, dtype: torch.dtype) -> list[tuple[str, Callable[[], object], Any, int, int]]:
-    """Name, kernel, torch's form or None, bytes moved and operations done."""
-    pixels = LEVELS[channels]
+Case = tuple[str, Callable[[], object], Any, int, int]  # name, kernel, torch's form, bytes moved, operations done
+
+
+def cases(batch: int, channels: int, pixels: int, dtype: torch.dtype, device: str) -> list[Case]:
+    """The kernels of one level."""
+    groups = min(GROUPS, channels)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device="cuda")
+        return torch.randn(shape, dtype=dtype, device=device)
 
     def frames(width: int = 1) -> Tensor:
         return random(batch, LENGTH, pixels, width * channels)
@@ -108,20 +124,20 @@ def cases(batch: int, channels: int, dtype: torch.dtype) -> list[tuple[str, Call
         ),
         (
             "group norm + SiLU",
-            lambda: ops.group_norm_silu(x, norm, bias, GROUPS),
-            lambda: group_norm(framewise, norm, bias),
+            lambda: ops.group_norm_silu(x, norm, bias, groups),
+            lambda: group_norm(framewise, norm, bias, groups),
             2 * size,
             0,
         ),
     ]
 
 
-def sampler_case(batch: int) -> tuple[str, Callable[[], object], Any, int, int]:
+def sampler_case(batch: int, device: str) -> Case:
     """The update of sd15's latents, 4 x 32 x 32, in float32."""
     from nuwaxl.kernels import reference
 
-    latents = [torch.randn(batch, LENGTH, 4, 32, 32, device="cuda") for _ in range(5)]
-    rows = torch.randn(batch, 6, device="cuda"), torch.randn(batch, device="cuda")
+    latents = [torch.randn(batch, LENGTH, 4, 32, 32, device=device) for _ in range(5)]
+    rows = torch.randn(batch, 6, device=device), torch.randn(batch, device=device)
     moved = 7 * latents[0].nbytes
     return (
         "sampler update",
@@ -132,36 +148,54 @@ def sampler_case(batch: int) -> tuple[str, Callable[[], object], Any, int, int]:
     )
 
 
-def measure(batches: list[int], dtype: torch.dtype) -> dict[str, Any]:
-    """Every kernel at every size; needs a CUDA device with triton."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+def measure(
+    batches: list[int], dtype: torch.dtype, device: str = "cuda", levels: Mapping[int, int] = LEVELS
+) -> dict[str, Any]:
+    """Every kernel at every size, on a CUDA device with triton. On the CPU, with little of each, the operators'
+    reference forms: the figures then mean nothing."""
+    on_cuda = torch.device(device).type == "cuda"
+    size = 1 if on_cuda else 2**-10
+    flush = torch.empty(int(FLUSH_BYTES * size), dtype=torch.uint8, device=device)
+    source = torch.empty(int(COPY_BYTES * size), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = 2 * source.nbytes / seconds(lambda: target.copy_(source), flush)
+
+    def copy_s(moved: int) -> float:
+        """Seconds of a copy that reads and writes so many bytes together; more than there are, in proportion."""
+        half = min(moved // 2, source.nbytes)
+        return seconds(lambda: target[:half].copy_(source[:half]), flush) * (moved / 2 / half)
+
+    copy = 2 * source.nbytes / copy_s(2 * source.nbytes)
+    side = MATMUL if on_cuda else 64
+    factors = [torch.randn(side, side, dtype=dtype, device=device) for _ in range(2)]
+    matmul = 2 * side**3 / seconds(partial(torch.matmul, *factors), flush)
+    del factors
     rows = []
     for batch in batches:
-        sized = [(channels, case) for channels in LEVELS for case in cases(batch, channels, dtype)]
-        for channels, (name, kernel, opponent, moved, operations) in [*sized, (4, sampler_case(batch))]:
-            ours, theirs = seconds(kernel, flush), seconds(opponent, flush)
-            rows.append(
-                {
-                    "kernel": name,
-                    "b": batch,
-                    "c": channels,
-                    "us": ours * 1e6,
-                    "torch_us": theirs * 1e6,
-                    "times_faster": theirs / ours,
-                    "gb_s": moved / ours / 1e9,
-                    "of_copy": moved / ours / copy,
-                    "tflop_s": operations / ours / 1e12,
-                }
-            )
+        for channels, pixels in [*levels.items(), (4, 0)]:
+            of_level = cases(batch, channels, pixels, dtype, device) if pixels else [sampler_case(batch, device)]
+            for name, kernel, opponent, moved, operations in of_level:
+                ours, theirs = seconds(kernel, flush), seconds(opponent, flush)
+                rows.append(
+                    {
+                        "kernel": name,
+                        "b": batch,
+                        "c": channels,
+                        "us": ours * 1e6,
+                        "torch_us": theirs * 1e6,
+                        "times_faster": theirs / ours,
+                        "gb_s": moved / ours / 1e9,
+                        "of_copy": moved / ours / copy,
+                        "of_copy_alike": copy_s(moved) / ours,
+                        "tflop_s": operations / ours / 1e12,
+                    }
+                )
     return {
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "length": LENGTH,
         "copy_gb_s": copy / 1e9,
+        "matmul_tflop_s": matmul / 1e12,
         "rows": rows,
     }
 
@@ -170,12 +204,14 @@ def table(report: dict[str, Any]) -> str:
     """The report as text, one line a measurement."""
     lines = [
         f"{report['device']}, torch {report['torch']}, {report['dtype']}, L = {report['length']}, "
-        f"copy {report['copy_gb_s']:.0f} GB/s",
-        f"{'kernel':20}{'b':>4}{'c':>6}{'us':>10}{'torch us':>10}{'faster':>8}{'GB/s':>8}{'copy':>7}{'TFLOP/s':>9}",
+        f"copy {report['copy_gb_s']:.0f} GB/s, matrix product {report['matmul_tflop_s']:.0f} TFLOP/s",
+        f"{'kernel':20}{'b':>4}{'c':>6}{'us':>10}{'torch us':>10}{'faster':>8}{'GB/s':>8}{'copy':>7}{'alike':>7}"
+        f"{'TFLOP/s':>9}",
     ]
     lines += [
         f"{row['kernel']:20}{row['b']:>4}{row['c']:>6}{row['us']:>10.1f}{row['torch_us']:>10.1f}"
-        f"{row['times_faster']:>7.2f}x{row['gb_s']:>8.0f}{row['of_copy']:>7.0%}{row['tflop_s']:>9.1f}"
+        f"{row['times_faster']:>7.2f}x{row['gb_s']:>8.0f}{row['of_copy']:>7.0%}{row['of_copy_alike']:>7.0%}"
+        f"{row['tflop_s']:>9.1f}"
         for row in report["rows"]
     ]
     return "\n".join(lines)

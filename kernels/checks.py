@@ -28,7 +28,7 @@ def attention(qkv: Tensor, heads: int) -> None:
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
-    """x, scale, shift (b, L, p, c); weight (k, c, c) with k odd; bias (c,); scale and shift come together."""
+    """x (n * b, L, p, c); scale, shift (b, L, p, c) together or not at all; weight (k, c, c) with k odd; bias (c,)."""
     channels = x.shape[-1]
     if x.ndim != 4 or weight.ndim != 3 or weight.shape[1:] != (channels, channels) or weight.shape[0] % 2 == 0:
         raise InputError(
@@ -43,9 +43,11 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, s
             expected="scale and shift together, or neither", found="one of them", fix="give both, or leave both out"
         )
     for name, tensor in (("scale", scale), ("shift", shift)):
-        if tensor is not None and tensor.shape != x.shape:
+        if tensor is not None and (tensor.shape[1:] != x.shape[1:] or x.shape[0] % tensor.shape[0]):
             raise InputError(
-                expected=f"{name} {tuple(x.shape)}, as x", found=f"{tuple(tensor.shape)}", fix="expand it to x's shape"
+                expected=f"{name} {tuple(x.shape)}, as x, or with a batch that x's is a multiple of",
+                found=f"{tuple(tensor.shape)}",
+                fix="give one for each segment",
             )
 
 

@@ -16,7 +16,8 @@ from nuwaxl.kernels import checks, reference
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _on_triton(tensor: Tensor) -> bool:
+def on_triton(tensor: Tensor) -> bool:
+    """Whether the operators run a tensor on Triton."""
     return tensor.is_cuda and tensor.dtype in _TRITON_DTYPES and find_spec("triton") is not None
 
 
@@ -24,7 +25,7 @@ def _on_triton(tensor: Tensor) -> bool:
 def temporal_attention(qkv: Tensor, heads: int) -> Tensor:
     """Temporal self-attention, qkv (b, L, p, 3c) -> (b, L, p, c), without moving an axis; L at most 64."""
     checks.attention(qkv, heads)
-    if not _on_triton(qkv):
+    if not on_triton(qkv):
         return reference.temporal_attention(qkv, heads).contiguous()
     from nuwaxl.kernels.triton import temporal_attention as form
 
@@ -42,7 +43,7 @@ def _(qkv: Tensor, heads: int) -> Tensor:
 @torch.library.custom_op("nuwaxl::temporal_attention_backward", mutates_args=())
 def temporal_attention_backward(gradient: Tensor, qkv: Tensor, heads: int) -> Tensor:
     """The gradient of `temporal_attention` to qkv, from that of its output."""
-    if not _on_triton(qkv):
+    if not on_triton(qkv):
         return reference.temporal_attention_backward(gradient, qkv, heads).contiguous()
     from nuwaxl.kernels.triton import temporal_attention as form
 
@@ -74,9 +75,10 @@ temporal_attention.register_autograd(_gradient, setup_context=_keep)
 def temporal_conv(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """Temporal convolution, x (b, L, p, c), weight (k, c_in, c_out), then scale * h + shift where they are given."""
+    """Temporal convolution, x (n * b, L, p, c), weight (k, c_in, c_out), then scale * h + shift, (b, L, p, c) each,
+    where they are given."""
     checks.convolution(x, weight, bias, scale, shift)
-    if not _on_triton(x):
+    if not on_triton(x):
         return reference.temporal_conv(x, weight, bias, scale, shift).contiguous()
     from nuwaxl.kernels.triton import temporal_conv as form
 
@@ -94,21 +96,23 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None, shif
 
 
 @torch.library.custom_op("nuwaxl::group_norm_silu", mutates_args=())
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """SiLU(GroupNorm(x)) of every frame of x (b, L, p, c)."""
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
+    """SiLU(GroupNorm(x)) of every frame of x (b, L, p, c), or the norm alone."""
     checks.group_norm(x, weight, bias, groups)
-    if not _on_triton(x):
-        return reference.group_norm_silu(x, weight, bias, groups, eps).contiguous()
+    if not on_triton(x):
+        return reference.group_norm_silu(x, weight, bias, groups, eps, silu).contiguous()
     from nuwaxl.kernels.triton import group_norm as form
 
     x = x.contiguous()
     out = torch.empty_like(x)
-    form.forward(x, weight.contiguous(), bias.contiguous(), groups, eps, out)
+    form.forward(x, weight.contiguous(), bias.contiguous(), groups, eps, out, silu=silu)
     return out
 
 
 @group_norm_silu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True) -> Tensor:
     checks.group_norm(x, weight, bias, groups)
     return x.new_empty(x.shape)
 
@@ -120,7 +124,7 @@ def guided_update(
     """Guidance and the sampler's update of x (b, ...); coefficients (b, 6), guidance (b,) -> x_next, x0."""
     checks.update(x, {"history": history, "noise": noise, "cond": cond, "uncond": uncond}, coefficients, guidance)
     tensors = (x, history, noise, cond, uncond)
-    if not _on_triton(x):
+    if not on_triton(x):
         x_next, x0 = reference.guided_update(*tensors, coefficients, guidance)
         return x_next.contiguous(), x0.contiguous()
     from nuwaxl.kernels.triton import sampler as form

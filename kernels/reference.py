@@ -34,23 +34,30 @@ def temporal_conv(
 ) -> Tensor:
     """Conv1d over the L frames (eq. 1, 9), then the condition injection scale * h + shift (eq. 10, 11 in one).
 
-    x, scale, shift (b, L, p, c); weight (k, c_in, c_out), a Conv1d weight permuted by (2, 1, 0); bias (c,). Frames
-    outside the segment count as zero. Without scale and shift it is the convolution alone.
+    x (n * b, L, p, c); weight (k, c_in, c_out), a Conv1d weight permuted by (2, 1, 0); bias (c,). Frames outside the
+    segment count as zero. scale, shift (b, L, p, c) serve each of the n branches of x that lie one after the other
+    (the guided pair: n = 2). Without them it is the convolution alone.
     """
     taps, length = weight.shape[0], x.shape[1]
     wide = _wide(x)
     padded = F.pad(wide, (0, 0, 0, 0, taps // 2, taps // 2))
     h = _wide(bias) + sum(padded[:, i : i + length] @ tap for i, tap in enumerate(_wide(weight)))
     if scale is not None and shift is not None:
-        h = _wide(scale) * h + _wide(shift)
+        branches = h.reshape(-1, *scale.shape)
+        h = (_wide(scale) * branches + _wide(shift)).reshape(h.shape)
     return h.to(x.dtype)
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
-    """SiLU(GroupNorm(x)) of every frame on its own: x (b, L, p, c), weight and bias (c,) -> (b, L, p, c)."""
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
+    """SiLU(GroupNorm(x)) of every frame on its own: x (b, L, p, c), weight and bias (c,) -> (b, L, p, c).
+
+    Without `silu` it is the norm alone.
+    """
     frames = _wide(x).flatten(0, 1).transpose(1, 2)
     normed = F.group_norm(frames, groups, _wide(weight), _wide(bias), eps)
-    return F.silu(normed).transpose(1, 2).reshape(x.shape).to(x.dtype)
+    return (F.silu(normed) if silu else normed).transpose(1, 2).reshape(x.shape).to(x.dtype)
 
 
 def guided_update(

@@ -32,6 +32,7 @@ def group_norm_silu(
     GROUP_CHANNELS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
     EPS: tl.constexpr,
+    SILU: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -75,11 +76,12 @@ def group_norm_silu(
         place = (start + p)[:, None] * CHANNELS + channel[None, :]
         block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         y = (block - group_mean[None, :]) * scale[None, :] + shift[None, :]
-        y = y / (1.0 + tl.exp(-y))
+        if SILU:
+            y = y / (1.0 + tl.exp(-y))
         tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
-def specialise(length: int, channels: int, groups: int, eps: float) -> Specialisation:
+def specialise(length: int, channels: int, groups: int, eps: float, *, silu: bool = True) -> Specialisation:
     """The kernel for one width; `length` only counts the frames of a segment in the grid."""
     width = channels // groups
     bundle = min(max(1, CHANNELS_A_PROGRAM // width), groups)
@@ -90,6 +92,7 @@ def specialise(length: int, channels: int, groups: int, eps: float) -> Specialis
             "GROUP_CHANNELS": width,
             "BLOCK_GROUPS": bundle,
             "EPS": eps,
+            "SILU": silu,
             "BLOCK_P": 32,
             "BLOCK_C": power_of_two(bundle * width),
         },
@@ -98,8 +101,10 @@ def specialise(length: int, channels: int, groups: int, eps: float) -> Specialis
     )
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, out: Tensor) -> None:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, out: Tensor, *, silu: bool = True
+) -> None:
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
     checks.group_norm(x, weight, bias, groups)
     batch, length, pixels, channels = x.shape
-    launch(specialise(length, channels, groups, eps), batch, pixels, (x, weight, bias, pixels, out))
+    launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))

@@ -33,13 +33,14 @@ def temporal_conv_injection(
     LENGTH: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
-    INJECT: tl.constexpr,
+    BRANCHES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """x, scale, shift (b, L, pixels, c), weight (k, c_in, c_out), bias (c,) -> out; INJECT reads scale and shift."""
+    """x (b, L, pixels, c), weight (k, c_in, c_out), bias (c,) -> out, shape of x; scale and shift, (b / BRANCHES, L,
+    pixels, c), are read where BRANCHES is not 0."""
     tokens = pixels * LENGTH
     columns: tl.constexpr = (CHANNELS + BLOCK_N - 1) // BLOCK_N
     chunks: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
@@ -47,7 +48,8 @@ def temporal_conv_injection(
     # Neighbouring programs share their tokens and differ in output channels: x comes from memory once.
     column = tl.program_id(0) % columns
     tile = (tl.program_id(0) // columns) % tiles
-    segment = (tl.program_id(0) // columns // tiles).to(tl.int64) * tokens * CHANNELS
+    number = tl.program_id(0) // columns // tiles
+    segment = number.to(tl.int64) * tokens * CHANNELS
     x += segment
     out += segment
 
@@ -75,14 +77,18 @@ def temporal_conv_injection(
     h += tl.load(bias + n, mask=n < CHANNELS, other=0.0).to(tl.float32)[None, :]
     offset = m[:, None] * CHANNELS + n[None, :]
     mask = (m < tokens)[:, None] & (n < CHANNELS)[None, :]
-    if INJECT:
-        h *= tl.load(scale + segment + offset, mask=mask, other=0.0).to(tl.float32)
-        h += tl.load(shift + segment + offset, mask=mask, other=0.0).to(tl.float32)
+    if BRANCHES > 0:
+        # The branches of a segment lie a batch apart, and share its scale and shift.
+        batch = tl.num_programs(0) // columns // tiles // BRANCHES
+        shared = (number % batch).to(tl.int64) * tokens * CHANNELS
+        h *= tl.load(scale + shared + offset, mask=mask, other=0.0).to(tl.float32)
+        h += tl.load(shift + shared + offset, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + offset, h.to(out.dtype.element_ty), mask=mask)
 
 
-def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, inject: bool) -> Specialisation:
-    """The kernel for one width; float32 runs on the CUDA cores (no TF32) and takes smaller tiles."""
+def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, branches: int) -> Specialisation:
+    """The kernel for one width, with the injection into so many branches, 0 for none; float32 runs on the CUDA cores
+    (no TF32) and takes smaller tiles."""
     half = dtype.itemsize == 2
     block_n = min(power_of_two(channels, least=16), 128 if half and channels % 128 == 0 else 64)
     block_m = 128 if half else 64
@@ -93,7 +99,7 @@ def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, i
             "LENGTH": length,
             "CHANNELS": channels,
             "KERNEL": kernel,
-            "INJECT": inject,
+            "BRANCHES": branches,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
             "BLOCK_K": block_k,
@@ -109,7 +115,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.temporal_conv`."""
     checks.convolution(x, weight, bias, scale, shift)
     batch, length, pixels, channels = x.shape
-    specialisation = specialise(length, channels, weight.shape[0], x.dtype, inject=scale is not None)
+    branches = 0 if scale is None else batch // scale.shape[0]
+    specialisation = specialise(length, channels, weight.shape[0], x.dtype, branches=branches)
     unread = x
     arguments = (x, weight, bias, unread if scale is None else scale, unread if shift is None else shift, pixels, out)
     launch(specialisation, batch, pixels, arguments)

@@ -74,3 +74,7 @@ def test_a_render_on_it_gives_the_frames_of_the_engines_own(tiny_bundle: Path, s
 def test_what_cannot_be_had_is_refused_in_one_line(devices: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_devices(devices)
+
+
+def test_what_is_installed_with_the_package_is_found() -> None:
+    assert "torch" in plugins.plugin_names()

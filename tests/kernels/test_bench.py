@@ -30,8 +30,9 @@ def test_torchs_form_of_the_convolution_is_the_kernels() -> None:
 
 def test_the_table_has_one_line_a_measurement() -> None:
     row = {"kernel": "attention", "b": 1, "c": 320, "us": 10.0, "torch_us": 25.0, "times_faster": 2.5}
-    row |= {"gb_s": 3000.0, "of_copy": 0.75, "tflop_s": 1.5}
-    report = {"device": "a GPU", "torch": "2", "dtype": "float16", "length": 16, "copy_gb_s": 4000.0, "rows": [row] * 2}
+    row |= {"gb_s": 3000.0, "of_copy": 0.75, "of_copy_alike": 0.9, "tflop_s": 1.5}
+    report = {"device": "a GPU", "torch": "2", "dtype": "float16", "length": 16, "copy_gb_s": 4000.0}
+    report |= {"matmul_tflop_s": 780.0, "rows": [row] * 2}
     assert [line.split() for line in bench.table(report).splitlines()[2:]] == [
-        ["attention", "1", "320", "10.0", "25.0", "2.50x", "3000", "75%", "1.5"]
+        ["attention", "1", "320", "10.0", "25.0", "2.50x", "3000", "75%", "90%", "1.5"]
     ] * 2

@@ -1,0 +1,186 @@
+"""python -m nuwaxl.bench.gpu: everything that a GPU must show, by one command (`make gpu`)."""
+
+import argparse
+import importlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nuwaxl import __version__
+from nuwaxl.bench.gpu import report
+from nuwaxl.bench.gpu.gates import gates
+from nuwaxl.bench.gpu.piece import Piece
+from nuwaxl.cli import Parser, run
+from nuwaxl.errors import InputError, NuwaxlError
+
+PROG = "python -m nuwaxl.bench.gpu"
+PARTS = ("tests", "kernels", "ours", "eager", "compile")
+# Most that a part takes, in seconds; ours and compile are several pieces.
+_MOST_S = {"tests": 170, "kernels": 90, "ours": 330, "eager": 60, "compile": 530}
+_LEAST_S = 15  # a piece that has less time left is not begun
+_TINY_PIXELS = (8,)
+
+_DESCRIPTION = """\
+Run the GPU tests, measure the kernels, and render 1024 frames with the sd15 network (random weights, bfloat16) against
+torch eager and torch.compile, on the first GPU of this machine. Writes gpu.json and gpu.md as it goes, with every gate
+and by how much it is missed. Parts run one by one add to the files of those before."""
+
+_EPILOG = """\
+exit status: 0 all was measured and no gate is missed, 1 a gate is missed or a part failed or had no time left,
+2 bad arguments or no GPU, 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--parts", type=_parts, default=list(PARTS), metavar="LIST", help=f"of {','.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="for the files (default: out)")
+    parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="seconds for all of it (default: 540)")
+    parser.add_argument("--sizes", type=_sizes, default=[256, 128], metavar="LIST", help="pixels (default: 256,128)")
+    parser.add_argument(
+        "--devices",
+        action="append",
+        metavar="DEVICE",
+        help="render on this device of the engine's; several times for several (default: torch:cuda:0/eager, then "
+        "torch:cuda:0); others than torch's need a --bundle",
+    )
+    parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR", help="for such devices")
+    parser.add_argument(
+        "--compile-mode", default="max-autotune", metavar="MODE", help="of the opponent (default: max-autotune)"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: all of it, tiny, as a test")
+    arguments = parser.parse_args(argv)
+    return run(PROG, lambda: _measure(arguments))
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    tiny = arguments.device == "cpu"
+    machine = _machine(tiny)
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    document = report.read(folder)
+    sizes = list(_TINY_PIXELS) if tiny else arguments.sizes
+    document |= {"tiny": tiny, "sizes": sizes, "machine": machine, "command": " ".join(sys.argv)}
+    deadline = time.monotonic() + arguments.budget
+    failed = []
+    for piece in _pieces(arguments, sizes, tiny):
+        entry = _run(piece, deadline)
+        document["pieces"][piece.name] = entry
+        document["gates"] = [gate.to_json() for gate in gates(document["pieces"], sizes)]
+        report.write(folder, document)
+        print(f"{piece.name}: {entry['state']}, {entry['seconds']:.0f} s", flush=True)
+        if entry["state"] != "done":
+            failed.append(piece.name)
+    print((folder / report.TABLE_FILE).read_text(encoding="utf-8").partition("\n## ")[0])
+    missed = [gate["name"] for gate in document["gates"] if gate["passed"] is False]
+    if failed or (missed and not tiny):
+        raise _Missed(f"expected every part done and every gate passed; found not done {failed}, missed {missed}")
+
+
+class _Missed(NuwaxlError):
+    """Exit status 1."""
+
+
+def _machine(tiny: bool) -> dict[str, str]:
+    """What this runs on.
+
+    Raises:
+        InputError: no GPU that torch can use.
+    """
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise InputError(expected="the package torch", found=str(error), fix="install its CUDA build") from error
+    found = {"nuwaxl": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    found |= {"numpy": np.__version__, "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
+    for name in ("triton", "onnxruntime"):
+        try:
+            found[name] = importlib.import_module(name).__version__
+        except ImportError:
+            found[name] = "none"
+    if tiny:
+        return {"device": "cpu, tiny sizes: the figures mean nothing", **found}
+    if not torch.cuda.is_available():
+        raise InputError(
+            expected="a GPU that torch can use",
+            found=f"none by torch {torch.__version__}",
+            fix="run make gpu on a machine that has one, or try the code with --device cpu",
+        )
+    properties = torch.cuda.get_device_properties(0)
+    device = {"device": properties.name, "memory_gib": f"{properties.total_memory / 2**30:.0f}"}
+    return {**device, "sm": f"{properties.major}{properties.minor}", "cuda": str(torch.version.cuda), **found}
+
+
+def _pieces(arguments: argparse.Namespace, sizes: Sequence[int], tiny: bool) -> list[Piece]:
+    """In the order of what matters most, the larger size first."""
+    device = "cpu" if tiny else "cuda:0"
+    ours = arguments.devices or (["torch:cpu"] if tiny else ["torch:cuda:0/eager", "torch:cuda:0"])
+
+    def piece(kind: str, **fields: Any) -> Piece:
+        return Piece(kind, device, tiny, str(arguments.out), _MOST_S[kind], **fields)
+
+    bundles = tuple(str(path) for path in arguments.bundle)
+    mode = "default" if tiny else arguments.compile_mode
+    pieces = [piece(kind) for kind in ("tests", "kernels")]
+    pieces += [piece("ours", pixels=size, devices=ours[0], bundles=bundles) for size in sizes]
+    pieces += [piece("eager", pixels=size) for size in sizes]
+    for size in sizes:
+        pieces.append(piece("compile", pixels=size, mode=mode))
+        pieces += [piece("ours", pixels=size, devices=other, bundles=bundles) for other in ours[1:]]
+    return [each for each in pieces if each.kind in arguments.parts]
+
+
+def _run(piece: Piece, deadline: float) -> dict[str, Any]:
+    """The piece's entry in the document; what it wrote before it failed or was stopped counts."""
+    began = time.monotonic()
+    most_s = min(piece.most_s, deadline - began)
+    if most_s < _LEAST_S:
+        return {"state": "no time left", "seconds": 0.0}
+    piece = Piece(**{**piece.__dict__, "most_s": most_s})
+    piece.result.unlink(missing_ok=True)
+    log = piece.result.with_suffix(".log")
+    state, error = "done", ""
+    with log.open("w", encoding="utf-8") as out:
+        # A group of its own: torch's compiling processes end with it.
+        child = subprocess.Popen(piece.command(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            if child.wait(timeout=most_s) != 0:
+                state, error = "failed", _last_line(log)
+        except subprocess.TimeoutExpired:
+            state, error = "stopped", f"after {most_s:.0f} s"
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    found = report.read_piece(piece.result)
+    return {"state": state, "seconds": time.monotonic() - began, "error": error, **found}
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "no output"
+
+
+def _parts(text: str) -> list[str]:
+    unknown = [name for name in text.split(",") if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"expected parts among {', '.join(PARTS)}; found {', '.join(unknown)}")
+    return text.split(",")
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or any(size < 64 or size % 64 for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected multiples of 64 pixels, with commas; found {text!r}")
+    return sizes

@@ -1,0 +1,67 @@
+"""The gates of docs/gpu.md, from what the pieces found; a figure that is not there is a gate that was not measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nuwaxl.bench.gpu.flops import peak_tflop_s
+from nuwaxl.bench.gpu.kernels import GATED
+from nuwaxl.bench.gpu.report import Gate, How
+
+WALL_S = {128: 26.0, 256: 51.0}
+FASTER, MFU, ROOF = 1.3, 0.4, 0.8
+
+
+def gates(pieces: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]) -> list[Gate]:
+    """All of them, in the order of the table."""
+    return [*_tests(pieces), *_kernels(pieces), *(gate for size in sizes for gate in _end_to_end(pieces, size))]
+
+
+def _tests(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
+    figures = pieces.get("tests", {}).get("figures", {})
+    note = f"{figures['passed']} passed, {figures['skipped']} skipped" if "passed" in figures else ""
+    return [Gate("GPU tests that fail", figures.get("failed"), 0.0, "", at_most=True, note=note)]
+
+
+def _kernels(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
+    """Every gated kernel at every size; the convolution by its own bound too, which is not memory (docs/kernels.md)."""
+    found = []
+    for row in pieces.get("kernels", {}).get("rows", []):
+        if row["kernel"] not in GATED:
+            continue
+        copy, faster = GATED[row["kernel"]]
+        where = f"{row['kernel']}, c {row['c']}, b {row['b']}"
+        alike = f"{row['of_copy_alike']:.0%} of a copy of as many bytes"
+        found.append(Gate(f"{where}: of copy bandwidth", row["of_copy"], copy, "", at_most=False, note=alike))
+        if faster is None:
+            bound = "tensor cores" if row["of_roof"] > row["of_copy"] else "memory"
+            found.append(
+                Gate(f"{where}: of the roofline", row["of_roof"], ROOF, "", at_most=False, note=f"bound by {bound}")
+            )
+        else:
+            found.append(Gate(f"{where}: times SDPA", row["times_faster"], faster, "x", at_most=False))
+    return found or [Gate("kernels", None, 0.8, "", at_most=False)]
+
+
+def _end_to_end(pieces: Mapping[str, Mapping[str, Any]], size: int) -> list[Gate]:
+    of_size = {name: piece.get("figures", {}) for name, piece in pieces.items() if name.endswith(f"-{size}")}
+    ours = [figures for name, figures in of_size.items() if name.startswith("ours-") and "wall_s" in figures]
+    best: Mapping[str, Any] = min(ours, key=lambda figures: float(figures["wall_s"]), default={})
+    wall_s = best.get("wall_s")
+    note = f"on {best['devices']}" if best else ""
+    limit = WALL_S.get(size)
+    found = [Gate(f"{size} px: 1024 frames", wall_s, limit, "s", at_most=True, note=note)] if limit else []
+
+    compiled = [figures for name, figures in of_size.items() if name.startswith("compile-") and "decode_ms" in figures]
+    theirs = min(compiled, key=lambda figures: float(figures["total_s"]), default=None)
+    faster = theirs["total_s"] / wall_s if theirs and wall_s else None
+    how: How = "extrapolated"
+    note = f"torch.compile {theirs['mode']}: {theirs['total_s']:.1f} s" if theirs else ""
+    found.append(Gate(f"{size} px: times torch.compile", faster, FASTER, "x", at_most=False, how=how, note=note))
+
+    rate, device = best.get("tflop_s"), str(best.get("device_name", ""))
+    peak = peak_tflop_s(device)
+    measured = pieces.get("kernels", {}).get("figures", {}).get("matmul_tflop_s")
+    note = f"of the data sheet's {peak:g} TFLOP/s" if peak else "of a measured matrix product"
+    mfu = rate / (peak or measured) if rate and (peak or measured) else None
+    found.append(Gate(f"{size} px: step MFU", mfu, MFU, "", at_most=False, note=note if mfu else ""))
+    return found

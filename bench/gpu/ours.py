@@ -1,0 +1,113 @@
+"""Our side of the end-to-end benchmark: the engine renders the workload on one device, and the baseline after it."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from nuwaxl.bench.gpu.flops import step_flop
+from nuwaxl.bench.gpu.model import Workload, open_engine, story
+from nuwaxl.bench.gpu.profile import write_profile
+from nuwaxl.bench.measure import run
+from nuwaxl.engine import Engine, Plan, RenderStats
+from nuwaxl.engine.request import AUTOREGRESSIVE_OVERLAP
+from nuwaxl.engine.runners.base import Segments
+
+_SPARE_S = 20.0  # kept for writing and for leaving
+
+
+def measure(
+    work: Workload,
+    devices: str,
+    folder: Path,
+    deadline: float,
+    news: Callable[[dict[str, Any]], None],
+    bundles: list[Path],
+) -> None:
+    """Render on `devices`, then the autoregressive baseline, in full where there is time for it until `deadline`.
+
+    Every finding is given to `news` as soon as it is there.
+    """
+    began = monotonic()
+    with open_engine(work, devices, folder / f"model-{work.pixels}", bundles) as engine:
+        opened_s = monotonic() - began
+        costs = engine.costs()[0]
+        figures: dict[str, Any] = {
+            "devices": devices,
+            "open_s": opened_s,
+            "ready_s": monotonic() - began,
+            "batch_sizes": costs.batch_sizes,
+            "step_ms": [1e3 * seconds for seconds in costs.steps_s],
+            "decode_ms": 1e3 * costs.decode_s,
+        }
+        news(figures)
+        # One render before the clock: sizes of batches that the costs did not need are captured, buffers made.
+        _render(engine, work.frames // 16)
+        stats = _render(engine, work.frames)
+        figures |= _render_figures(work, stats)
+        news(figures)
+        left_s = deadline - monotonic() - _SPARE_S
+        figures |= _autoregressive(engine, work, costs.steps_s[0], stats, left_s)
+        news(figures)
+        if devices.startswith("torch:"):
+            try:
+                figures["profile"] = _profile(engine, work, costs.batch_sizes[-1], folder, devices)
+            except RuntimeError as error:  # a machine may refuse its counters; the times stand
+                figures["profile"] = f"none: {error}"
+            news(figures)
+
+
+def _render(engine: Engine, frames: int, method: Any = "tree") -> RenderStats:
+    return run(engine.render(story(), frames=frames, method=method), None, lambda clip: None)
+
+
+def _render_figures(work: Workload, stats: RenderStats) -> dict[str, Any]:
+    """What the render took, and the rate of the steps that moved the most segments."""
+    flop = step_flop(work.config)
+    most = max(step.segments for step in stats.steps_ms)
+    full_ms = statistics.median(step.ms for step in stats.steps_ms if step.segments == most)
+    return {
+        "frames": stats.frames,
+        "segments": stats.segments,
+        "steps": stats.steps,
+        "wall_s": stats.wall_s,
+        **{f"{phase}_s": seconds for phase, seconds in stats.phases_s.items()},
+        "batch": most,
+        "batch_step_ms": full_ms,
+        "flop": flop,
+        "tflop_s": most * flop["executed"] / full_ms / 1e9,
+        "tflop_s_of_network": most * flop["network"] / full_ms / 1e9,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+    }
+
+
+def _autoregressive(
+    engine: Engine, work: Workload, alone_s: float, stats: RenderStats, left_s: float
+) -> dict[str, Any]:
+    """The baseline's time: rendered where the estimate fits into the time left, else the estimate."""
+    windows = len(Plan.autoregressive(work.frames, work.config.mtd.length, AUTOREGRESSIVE_OVERLAP))
+    wall_s, how = windows * work.steps * alone_s + stats.phases_s["decode"], "extrapolated"
+    if wall_s < left_s:
+        wall_s, how = _render(engine, work.frames, "autoregressive").wall_s, "measured"
+    return {"ar_wall_s": wall_s, "ar_how": how, "ar_windows": windows, "ar_reduction": 1 - stats.wall_s / wall_s}
+
+
+def _profile(engine: Engine, work: Workload, batch: int, folder: Path, devices: str) -> str:
+    """Where the time of a step goes, by kernel; returns the file's name."""
+    import numpy as np
+
+    n = engine.bundle.manifest.network
+    x = np.zeros((batch, n.length, n.latent_channels, n.latent_height, n.latent_width), np.float32)
+    prompt = np.zeros((batch, n.length, n.prompt_tokens, n.prompt_dim), np.float32)
+    denoising = engine._runners[0].start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
+    timestep, ones = np.zeros(batch, np.int64), np.ones(batch, np.float32)
+
+    def step() -> None:
+        denoising.step(timestep, np.zeros((batch, 6), np.float32), ones, None)
+
+    name = f"profile-{devices.replace(':', '-').replace('/', '-')}-{work.pixels}.md"
+    write_profile(step, folder / name, f"one step of {batch} segments at {work.pixels} px on {devices}")
+    return name

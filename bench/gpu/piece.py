@@ -1,0 +1,89 @@
+"""One piece of the benchmark in a process of its own: `python -m nuwaxl.bench.gpu.piece JSON`, called by `cli`."""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nuwaxl.bench.gpu import kernels, opponents, ours, tests
+from nuwaxl.bench.gpu.model import workload
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What to measure: `kind` is tests, kernels, ours, eager or compile.
+
+    Attributes:
+        pixels: of the end-to-end pieces.
+        devices: that the engine renders on, of ours.
+        mode: of torch.compile.
+        most_s: seconds after which it is stopped.
+    """
+
+    kind: str
+    device: str
+    tiny: bool
+    folder: str
+    most_s: float
+    pixels: int = 0
+    devices: str = ""
+    mode: str = ""
+    bundles: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its entry in the document."""
+        if self.kind in ("tests", "kernels"):
+            return self.kind
+        options = self.devices.replace("torch:", "").replace(":", "").replace("/", "-") or self.mode
+        return "-".join(filter(None, (self.kind, options, str(self.pixels))))
+
+    @property
+    def result(self) -> Path:
+        """Where it leaves what it found so far."""
+        return Path(self.folder) / f"piece-{self.name}.json"
+
+    def command(self) -> list[str]:
+        """That runs it."""
+        return [sys.executable, "-m", "nuwaxl.bench.gpu.piece", json.dumps(asdict(self))]
+
+
+def main(text: str) -> int:
+    """Measure, and write `result` whenever there is news."""
+    table = json.loads(text)
+    piece = Piece(**{**table, "bundles": tuple(table["bundles"])})
+    folder, deadline = Path(piece.folder), time.monotonic() + piece.most_s
+    on_gpu = piece.device != "cpu"
+
+    def news(figures: dict[str, Any]) -> None:
+        name = torch.cuda.get_device_name(piece.device) if on_gpu else "cpu"
+        _write(piece.result, {"figures": {"device_name": name, **figures}})
+
+    if piece.kind == "tests":
+        _write(piece.result, tests.measure(folder, piece.most_s))
+    elif piece.kind == "kernels":
+        _write(piece.result, kernels.measure(piece.device, tiny=piece.tiny))
+    elif piece.kind == "ours":
+        bundles = [Path(bundle) for bundle in piece.bundles]
+        ours.measure(workload(piece.pixels, tiny=piece.tiny), piece.devices, folder, deadline, news, bundles)
+    else:
+        batches = [1, 2] if piece.tiny else ([1, 8, 16] if piece.kind == "eager" else [8])
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        work, mode = workload(piece.pixels, tiny=piece.tiny), piece.mode or "eager"
+        opponents.measure(work, torch.device(piece.device), dtype, mode, batches, news)
+    return 0
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,152 @@
+"""The layers of MTD as a GPU runs them: channels last (n, L, h, w, c) from end to end, the Triton operators between.
+
+Each is built from a trained layer of `train.networks` and answers as it does. What differs is the layout, in which
+convolutions, matrix products, attention and the temporal operators all read and write without moving an axis, and that
+some weights are put together beforehand. n counts segments times branches (see `step`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nuwaxl.kernels import ops
+from nuwaxl.train.networks.spatial import ResnetBlock, SpatialTransformer
+from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, scale: float = 1.0) -> Tensor:
+    """A spatial convolution of x (n, L, h, w, c) -> (n, L, h', w', c'), of x enlarged `scale` times (nearest)."""
+    frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # channels-last, as cuDNN likes it
+    if scale != 1.0:
+        frames = F.interpolate(frames, scale_factor=scale, mode="nearest")
+    out = conv(frames).permute(0, 2, 3, 1)
+    return out.reshape(*x.shape[:2], *out.shape[1:])
+
+
+def group_norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool = True) -> Tensor:
+    """SiLU(GroupNorm(x)), or the norm alone, x (n, L, h, w, c)."""
+    out = ops.group_norm_silu(x.flatten(2, 3), norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+    return out.reshape(x.shape)
+
+
+class Prompt(NamedTuple):
+    """Keys and values of one prompt cross-attention, for the prompt and the negative prompt."""
+
+    key: Tensor  # (b, L, l_p, c)
+    value: Tensor
+    negative_key: Tensor  # (b, l_p, c)
+    negative_value: Tensor
+
+
+class Resnet(nn.Module):
+    """A residual block with the timestep embedding added on channels (eq. 7)."""
+
+    def __init__(self, block: ResnetBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x (n*b, L, h, w, c), embedding (b, e) with its SiLU; the n branches lie a batch apart."""
+        block = self.block
+        assert block.time_emb_proj is not None
+        added = branches(block.time_emb_proj(embedding), x.shape[0])
+        h = convolve(block.conv1, group_norm(block.norm1, x)) + added[:, None, None, None]
+        h = convolve(block.conv2, group_norm(block.norm2, h))
+        if block.conv_shortcut is not None:
+            x = F.linear(x, block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
+        return x + h
+
+
+class Convolution(nn.Module):
+    """The temporal convolution (eq. 9) and the condition injection that may follow (eq. 10, 11), one operator."""
+
+    def __init__(self, conv: TemporalConv) -> None:
+        super().__init__()
+        # The operator wants (k, c_in, c_out).
+        self.weight = nn.Parameter(conv.weight.detach().permute(2, 1, 0).contiguous(), requires_grad=False)
+        self.bias = conv.bias
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """x (n*b, L, h, w, c), scale and shift (b, L, h, w, c), which serve every branch."""
+        injection = [None if tensor is None else tensor.flatten(2, 3) for tensor in (scale, shift)]
+        return ops.temporal_conv(x.flatten(2, 3), self.weight, self.bias, *injection).reshape(x.shape)
+
+
+class Transformer(nn.Module):
+    """SA, PA, feed-forward (eq. 12 to 15) over the pixels of each frame."""
+
+    def __init__(self, transformer: SpatialTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.block = transformer.transformer_blocks[0]
+        own = self.block.attn1
+        weights = [layer.weight.detach() for layer in (own.to_q, own.to_k, own.to_v)]
+        self.qkv = nn.Parameter(torch.cat(weights), requires_grad=False)
+
+    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
+        """x (b, L, h, w, c) while both branches are the same, then (2b, ..) -> (2b, L, h, w, c)."""
+        block, shape, pair = self.block, x.shape, 2 * prompt.key.shape[0]
+        proj_in, proj_out = self.transformer.proj_in, self.transformer.proj_out
+        x = x.flatten(2, 3)  # (n, L, p, c)
+        tokens = group_norm(self.transformer.norm, x.reshape(shape), silu=False).flatten(2, 3)
+        tokens = F.linear(tokens, proj_in.weight.flatten(1), proj_in.bias)
+
+        query, key, value = (part.flatten(0, 1) for part in F.linear(block.norm1(tokens), self.qkv).chunk(3, dim=-1))
+        mixed = _attend(query, key, value, block.attn1.heads).reshape(tokens.shape)
+        tokens = tokens + block.attn1.to_out[0](mixed)
+
+        cond, uncond = branches(block.attn2.to_q(block.norm2(tokens)), pair).chunk(2)
+        # One negative prompt a segment: the tokens of all of its frames attend to it as one sequence.
+        mixed = torch.cat(
+            [
+                _attend(
+                    cond.flatten(0, 1), prompt.key.flatten(0, 1), prompt.value.flatten(0, 1), block.attn2.heads
+                ).reshape(cond.shape),
+                _attend(uncond.flatten(1, 2), prompt.negative_key, prompt.negative_value, block.attn2.heads).reshape(
+                    uncond.shape
+                ),
+            ]
+        )
+        tokens = branches(tokens, pair) + block.attn2.to_out[0](mixed)
+
+        tokens = tokens + block.ff(block.norm3(tokens))
+        out = branches(x, pair) + F.linear(tokens, proj_out.weight.flatten(1), proj_out.bias)
+        return out.reshape(-1, *shape[1:])
+
+
+class Temporal(nn.Module):
+    """Temporal self-attention TA with residual, one operator over packed qkv."""
+
+    def __init__(self, attention: TemporalAttention, length: int) -> None:
+        super().__init__()
+        self.attention = attention
+        positions = attention.frame_positions(length).detach()[:, None, None] if attention.positions else None
+        self.register_buffer("positions", positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, L, h, w, c)."""
+        attention = self.attention
+        normed = attention.norm(x)
+        if self.positions is not None:
+            normed = normed + self.positions
+        qkv = attention.to_qkv(normed).flatten(2, 3)
+        mixed = ops.temporal_attention(qkv, attention.heads)
+        return x + attention.to_out(mixed).reshape(x.shape)
+
+
+def branches(x: Tensor, n: int) -> Tensor:
+    """x (b, ..) as often as makes n rows of it; x itself where it has them."""
+    return x if x.shape[0] == n else x.repeat(n // x.shape[0], *[1] * (x.ndim - 1))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """query (n, q, c), key and value (n, k, c) -> (n, q, c), by torch's fused attention."""
+
+    def split(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)  # (n, heads, k, d), a view
+
+    return F.scaled_dot_product_attention(split(query), split(key), split(value)).transpose(1, 2).flatten(2)

@@ -1,0 +1,229 @@
+"""`make gpu`, its code at tiny sizes on the CPU: what every piece finds, the gates, files that survive a failure."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, report  # noqa: E402
+from nuwaxl.bench.gpu.gates import gates  # noqa: E402
+from nuwaxl.bench.gpu.model import workload  # noqa: E402
+from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
+from nuwaxl.train.config import MTDConfig  # noqa: E402
+from nuwaxl.train.networks.spatial import Attention  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> None:
+    found: list[dict[str, Any]] = []
+    work = workload(8, tiny=True)
+    ours.measure(work, "torch:cpu", tmp_path, time.monotonic() + 1000, lambda f: found.append(dict(f)), [])
+    first, last = found[0], found[-1]
+    assert "wall_s" not in first  # what is known is told before the render
+    assert (last["frames"], last["segments"], last["steps"]) == (20, 11, 3)  # 1 + 3 + 7 of L = 4
+    assert last["wall_s"] > 0
+    assert last["ar_how"] == "measured"
+    assert last["ar_windows"] == 7  # 4 frames, then 3 more each
+    assert last["ar_reduction"] == pytest.approx(1 - last["wall_s"] / last["ar_wall_s"])
+    expected = last["batch"] * last["flop"]["executed"] / (last["batch_step_ms"] / 1e3) / 1e12
+    assert last["tflop_s"] == pytest.approx(expected)
+    profile = (tmp_path / last["profile"]).read_text()
+    assert "nuwaxl::temporal_attention" in profile
+
+
+def test_without_time_the_baseline_is_added_up(tmp_path: Path) -> None:
+    found: list[dict[str, Any]] = []
+    ours.measure(workload(8, tiny=True), "torch:cpu", tmp_path, time.monotonic(), found.append, [])
+    last = found[-1]
+    assert last["ar_how"] == "extrapolated"
+    steps_s = last["ar_windows"] * last["steps"] * last["step_ms"][0] / 1e3
+    assert last["ar_wall_s"] == pytest.approx(steps_s + last["decode_s"])
+
+
+def test_the_opponent_is_added_up_in_its_favour() -> None:
+    found: list[dict[str, Any]] = []
+    opponents.measure(workload(8, tiny=True), torch.device("cpu"), torch.float32, "eager", [1, 2], found.append)
+    last = found[-1]
+    cheapest = min(ms / batch for ms, batch in zip(last["step_ms"], last["batch_sizes"], strict=True))
+    assert last["total_s"] == pytest.approx((11 * 3 * cheapest + 5 * last["decode_ms"]) / 1e3)
+    assert last["how"] == "extrapolated"
+
+
+def test_kernels_are_measured_against_their_roofline() -> None:
+    found = kernels.measure("cpu", tiny=True)
+    names = {row["kernel"] for row in found["rows"]}
+    assert names >= {*kernels.GATED, "attention backward", "group norm + SiLU", "sampler update"}
+    for row in found["rows"]:
+        assert row["us"] > 0
+        compute = row["tflop_s"] / found["figures"]["matmul_tflop_s"]
+        assert row["of_roof"] == pytest.approx(max(row["of_copy"], compute))
+
+
+def test_operations_are_those_of_the_formulas() -> None:
+    attention = Attention(channels=32, context_dim=32, heads=4).to("meta")
+    tokens = torch.empty(3, 7, 32, device="meta")
+    products = 2 * 3 * 7 * 32 * 32 * 4  # query, key, value, out
+    scores = 2 * 2 * 3 * 7 * 7 * 32
+    assert flops._count(lambda: attention(tokens, *attention.keys_values(tokens))) == products + scores
+
+    config = workload(8, tiny=True).config
+    found = flops.step_flop(config)
+    assert 0.5 * found["network"] < found["executed"] < found["network"]
+    # Twice the frames' height is twice the pixels, and more than twice the work because of spatial attention.
+    mtd: MTDConfig = config.mtd
+    from dataclasses import replace
+
+    taller = flops.step_flop(replace(config, mtd=replace(mtd, latent_height=2 * mtd.latent_height)))
+    assert 2.0 < taller["network"] / found["network"] < 4.0
+
+
+def test_the_peak_is_the_data_sheets_where_the_device_is_known() -> None:
+    assert flops.peak_tflop_s("NVIDIA H200") == 989.4
+    assert flops.peak_tflop_s("NVIDIA H100 PCIe") == 756.0
+    assert flops.peak_tflop_s("another") is None
+
+
+PIECES: dict[str, Any] = {
+    "tests": {"figures": {"passed": 9, "failed": 0, "skipped": 1}},
+    "kernels": {
+        "rows": [
+            {"kernel": "attention", "c": 320, "b": 8, "of_copy": 0.9, "of_copy_alike": 1.0, "times_faster": 1.5}
+            | {"of_roof": 0.9},
+            {"kernel": "conv + injection", "c": 320, "b": 8, "of_copy": 0.7, "of_copy_alike": 0.8, "times_faster": 3.0}
+            | {"of_roof": 0.85},
+            {"kernel": "sampler update"},
+        ],
+        "figures": {"matmul_tflop_s": 780.0},
+    },
+    "ours-cuda0-eager-256": {
+        "figures": {"devices": "a", "wall_s": 60.0, "tflop_s": 400.0, "device_name": "NVIDIA H200"}
+    },
+    "ours-cuda0-256": {"figures": {"devices": "b", "wall_s": 48.0, "tflop_s": 494.7, "device_name": "NVIDIA H200"}},
+    "compile-max-autotune-256": {"figures": {"mode": "max-autotune", "total_s": 60.0, "decode_ms": 9.0}},
+}
+
+
+def test_every_gate_has_its_figure_and_says_by_how_much_it_is_missed() -> None:
+    by_name = {gate.name: gate for gate in gates(PIECES, [256, 128])}
+    assert by_name["GPU tests that fail"].passed
+    assert by_name["attention, c 320, b 8: of copy bandwidth"].passed
+    sdpa = by_name["attention, c 320, b 8: times SDPA"]
+    assert (sdpa.passed, sdpa.missed_by) == (False, pytest.approx(0.25))
+    # The convolution by the issue's plain gate and by its own bound.
+    assert by_name["conv + injection, c 320, b 8: of copy bandwidth"].missed_by == pytest.approx(0.125)
+    assert by_name["conv + injection, c 320, b 8: of the roofline"].note == "bound by tensor cores"
+    wall = by_name["256 px: 1024 frames"]
+    assert (wall.found, wall.limit, wall.passed, wall.note) == (48.0, 51.0, True, "on b")
+    faster = by_name["256 px: times torch.compile"]
+    assert (faster.found, faster.how, faster.passed) == (1.25, "extrapolated", False)
+    assert by_name["256 px: step MFU"].found == pytest.approx(0.5)
+    # Nothing was measured at 128: said, and neither passed nor missed.
+    assert [by_name[f"128 px: {name}"].passed for name in ("1024 frames", "step MFU", "times torch.compile")] == [
+        None
+    ] * 3
+
+
+def test_a_missed_limit_of_zero_has_no_share(tmp_path: Path) -> None:
+    failed = {"tests": {"figures": {"passed": 1, "failed": 2, "skipped": 0}}}
+    gate = gates(failed, [])[0].to_json()
+    assert (gate["found"], gate["passed"], gate["missed_by"]) == (2, False, None)
+
+
+def test_the_document_and_the_table_are_written_and_added_to(tmp_path: Path) -> None:
+    document = report.read(tmp_path)
+    assert document == {"schema": "nuwaxl-gpu/1", "pieces": {}}
+    document["pieces"] = {name: {"state": "done", "seconds": 1.0, **piece} for name, piece in PIECES.items()}
+    document["gates"] = [gate.to_json() for gate in gates(PIECES, [256])]
+    report.write(tmp_path, document)
+    assert report.read(tmp_path) == document
+    lines = (tmp_path / report.TABLE_FILE).read_text().splitlines()
+    assert "| 256 px: times torch.compile | 1.25 x | at least 1.3 x | MISS by 4% | " in "\n".join(lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+class Fails(Piece):
+    """Writes something, then waits or dies."""
+
+    def command(self) -> list[str]:
+        wait = "import time; time.sleep(100)" if self.mode == "wait" else "raise ValueError('broken')"
+        write = f"open({str(self.result)!r}, 'w').write('{{\"figures\": {{\"kept\": 1}}}}')"
+        return [sys.executable, "-c", f"{write}\n{wait}"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "state", "error"), [("wait", "stopped", "after 2 s"), ("die", "failed", "ValueError: broken")]
+)
+def test_a_piece_that_ends_badly_keeps_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, state: str, error: str
+) -> None:
+    monkeypatch.setattr(cli, "_LEAST_S", 1)
+    monkeypatch.setattr(cli, "Piece", Fails)
+    piece = Fails("ours", "cpu", True, str(tmp_path), 2.0, pixels=8, mode=mode)
+    entry = cli._run(piece, time.monotonic() + 100)
+    assert (entry["state"], entry["error"], entry["figures"]) == (state, error, {"kept": 1})
+
+
+def test_a_piece_that_has_no_time_left_is_not_begun(tmp_path: Path) -> None:
+    piece = Piece("kernels", "cpu", True, str(tmp_path), 90.0)
+    assert cli._run(piece, time.monotonic() + 1)["state"] == "no time left"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing only where it is")
+def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected a GPU that torch can use; found none by torch" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing only where it is")
+def test_make_gpu_without_a_gpu_is_one_line_and_builds_nothing() -> None:
+    command = ["make", "--no-print-directory", "gpu", f"GPU_PYTHON={sys.executable}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert result.stderr.startswith("make gpu: expected a GPU that torch can use; found none by")
+    assert "Building" not in result.stderr
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_the_cpu_at_a_tiny_size(tmp_path: Path) -> None:
+    # Every piece in its own process, the opponent through torch.compile too; the figures mean nothing.
+    command = [sys.executable, "-m", "nuwaxl.bench.gpu", "--device", "cpu", "--out", str(tmp_path), "--budget", "3000"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    document = json.loads((tmp_path / report.JSON_FILE).read_text())
+    assert {name: piece["state"] for name, piece in document["pieces"].items()} == dict.fromkeys(
+        ["tests", "kernels", "ours-cpu-8", "eager-8", "compile-default-8"], "done"
+    )
+    assert document["pieces"]["tests"]["figures"]["failed"] == 0
+
+
+@pytest.mark.slow
+def test_the_gpu_tests_are_found_without_pyav(tmp_path: Path) -> None:
+    # As on a GPU machine; tests/conftest.py leaves out what reads or writes videos there.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'av':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "import importlib.util\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, package=None: None if name == 'av' else found(name, package)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", "tests"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert "test_torch_runner.py" in result.stdout

@@ -1,0 +1,211 @@
+"""The runner on PyTorch: the same answers as the networks and as ONNX Runtime, whatever the batch is made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from nuwaxl.engine import Bundle, Engine, Story  # noqa: E402
+from nuwaxl.engine.devices import Worker  # noqa: E402
+from nuwaxl.engine.runners.base import Denoising, Runner, Segments  # noqa: E402
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
+from nuwaxl.errors import InputError  # noqa: E402
+from nuwaxl.export.model import CHECKPOINT_FILES, load_model  # noqa: E402
+from nuwaxl.export.samples import graph_sources  # noqa: E402
+from nuwaxl.export.torch_runner import open_runner  # noqa: E402
+from nuwaxl.export.torch_runner.device import parse  # noqa: E402
+from nuwaxl.export.torch_runner.slots import bucket  # noqa: E402
+from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A device, the relative error allowed in latents, and the difference allowed in a pixel."""
+
+    device: str
+    latents: float
+    pixel: int
+
+
+def entry(device: str, latents: float, pixel: int, *marks: pytest.MarkDecorator) -> object:
+    return pytest.param(Entry(device, latents, pixel), id=device, marks=marks)
+
+
+# Half precision: a step of the tiny networks, whose weights are large, then 7 steps and the decoder.
+DEVICES = [
+    entry("cpu", 1e-5, 1),
+    entry("cpu/compile", 1e-5, 1, pytest.mark.slow),
+    entry("cuda:0/float32/eager", 1e-4, 1, pytest.mark.gpu),
+    entry("cuda:0/float16/eager", 1e-2, 24, pytest.mark.gpu),
+    entry("cuda:0/bfloat16/eager", 6e-2, 96, pytest.mark.gpu),
+]
+COMPILED = entry("cuda:0/bfloat16/compile", 6e-2, 96, pytest.mark.gpu)  # a minute, so once
+every_device = pytest.mark.parametrize("on", DEVICES)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Path) -> Bundle:
+    return Bundle.open(exported)
+
+
+def segments(bundle: Bundle, b: int, seed: int = 0) -> Segments:
+    """Random segments, global and local in turn."""
+    n, random = bundle.manifest.network, np.random.default_rng(seed)
+    latent = (b, n.length, n.latent_channels, n.latent_height, n.latent_width)
+    mask = np.zeros((b, n.length, 1, *latent[3:]), np.float32)
+    mask[1::2, [0, -1]] = 1.0
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    prompt = (n.prompt_tokens, n.prompt_dim)
+    return Segments(normal(*latent), normal(b, n.length, *prompt), normal(b, *prompt), normal(*latent) * mask, mask)
+
+
+def part(batch: Segments, slots: list[int]) -> Segments:
+    return Segments(*(getattr(batch, name)[slots] for name in ("x", "prompt", "negative", "condition", "mask")))
+
+
+def step_arguments(b: int, seed: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    coefficients = random.standard_normal((b, 6)).astype(np.float32) / 2
+    noise = random.standard_normal((b, *shape)).astype(np.float32)
+    return [random.integers(0, 100, b), coefficients, random.uniform(1, 3, b).astype(np.float32), noise]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_step_is_the_networks(checkpoint: Path, batch: int) -> None:
+    model = load_model(checkpoint)
+    step_source = next(source for source in graph_sources(model) if source.name == "step")
+    prepare_source = next(source for source in graph_sources(model) if source.name == "prepare")
+    with torch.no_grad():
+        # The samples draw the segments first, so a generator of the same seed gives both the same ones.
+        of_segments = prepare_source.sample(batch, torch.Generator().manual_seed(5)).inputs
+        sample = step_source.sample(batch, torch.Generator().manual_seed(5))
+        denoiser = Denoiser(model.mtd)
+        state = Prepare(denoiser)(*of_segments.values())
+        fixed = [sample.inputs[name] for name in ("x", "history", "noise", "timestep", "coefficients", "guidance")]
+        found = Step(denoiser)(*fixed, *state)
+    for tensor, expected in zip(found, sample.outputs.values(), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("on", [*DEVICES, COMPILED])
+def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bundle: Bundle, on: Entry) -> None:
+    """Each alone on the CPU in float32, and alone on the same device: batch invariance, and parity with the CPU."""
+    everything, shape = segments(bundle, 5), segments(bundle, 1).x.shape[1:]
+    moves = [step_arguments(5, seed, shape) for seed in range(3)]
+    order, first = [2, 0, 3, 4], {2: 0, 0: 0, 3: 1, 4: 1}  # the step that each begins at
+
+    def alone(runner: Runner, slot: int) -> np.ndarray:
+        denoising = runner.start(part(everything, [slot]))
+        for move in moves[first[slot] :]:
+            denoising.step(*(argument[[slot]] for argument in move))
+        return denoising.latents([0])[0]
+
+    runner = open_runner(bundle, on.device, threads=1)
+    denoising = runner.start(part(everything, [0, 1, 2]))
+    denoising.step(*(argument[:3] for argument in moves[0]))
+    denoising.keep([2, 0])
+    denoising.join(part(everything, [3, 4]))
+    for move in moves[1:]:
+        denoising.step(*(argument[order] for argument in move))
+    together = denoising.latents(range(4))
+    exact = open_runner(bundle, "cpu/float32", threads=1)
+    for slot, found in zip(order, together, strict=True):
+        assert relative(found, alone(exact, slot)) < on.latents
+        assert relative(found, alone(runner, slot)) < on.latents
+
+
+def test_two_batches_at_once_do_not_disturb_each_other(bundle: Bundle) -> None:
+    runner = open_runner(bundle, "cpu", threads=1)
+    everything, shape = segments(bundle, 3), segments(bundle, 1).x.shape[1:]
+    move = step_arguments(3, 0, shape)
+
+    def moved(slots: list[int]) -> Denoising:
+        denoising = runner.start(part(everything, slots))
+        denoising.step(*(argument[slots] for argument in move))
+        return denoising
+
+    expected = moved([0]).latents([0])
+    first = runner.start(part(everything, [0]))
+    other = moved([1, 2])
+    first.step(*(argument[[0]] for argument in move))
+    assert np.array_equal(first.latents([0]), expected)
+    assert other.latents([0, 1]).shape == (2, *shape)
+
+
+@every_device
+def test_text_decoding_and_encoding_are_those_of_onnx_runtime(bundle: Bundle, on: Entry) -> None:
+    ours = open_runner(bundle, on.device, threads=1)
+    theirs = OnnxRuntimeRunner(bundle, Worker("cpu#0", threads=1, alone=True))
+    tokens = np.random.default_rng(0).integers(0, 40, (3, bundle.manifest.network.prompt_tokens))
+    np.testing.assert_allclose(ours.encode_text(tokens), theirs.encode_text(tokens), rtol=1e-4, atol=1e-4)
+    latents = segments(bundle, 2).x
+    video = ours.decode(latents)
+    assert np.abs(video.astype(int) - theirs.decode(latents)).max() <= on.pixel
+    assert relative(ours.encode(video), theirs.encode(video)) < on.latents
+
+
+@every_device
+def test_a_render_gives_the_frames_of_onnx_runtime(bundle: Bundle, on: Entry) -> None:
+    story = Story([(0, "a red fox"), (6, "a blue bear")])
+    videos = []
+    for devices in ("cpu", f"torch:{on.device}"):
+        with Engine.open(bundle, devices=devices) as engine:
+            clips = engine.render(story, frames=20, seed=3, sampler="ddpm")
+            videos.append(np.concatenate([clip.frames for clip in clips]).astype(int))
+    assert videos[0].std() > 5  # there is something to see
+    assert np.abs(videos[0] - videos[1]).max() <= on.pixel
+
+
+def test_bfloat16_is_near_float32(bundle: Bundle) -> None:
+    latents = []
+    for options in ("cpu", "cpu/bfloat16"):
+        denoising = open_runner(bundle, options, threads=1).start(segments(bundle, 2))
+        denoising.step(*step_arguments(2, 0, segments(bundle, 1).x.shape[1:]))
+        latents.append(denoising.latents([0, 1]))
+    error = np.linalg.norm(latents[1] - latents[0]) / np.linalg.norm(latents[0])
+    assert 1e-6 < error < 3e-2  # it is another type, and near
+
+
+def test_a_bundle_without_the_checkpoint_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    import dataclasses
+
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name not in CHECKPOINT_FILES}
+    bare = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))
+    with pytest.raises(InputError, match="export it with nuwaxl-export --with-checkpoint"):
+        open_runner(bare, "cpu", threads=1)
+
+
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cpu:1", "cuda:x", "cpu/int8", "cpu/float32/float16", "cpu/eager/compile"]
+)
+def test_another_device_is_refused_with_what_there_is(device: str) -> None:
+    with pytest.raises(InputError, match="expected torch:cpu or torch:cuda:N"):
+        parse(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing only where it is")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match=r"expected the GPU cuda:0 .*; found 0 of them"):
+        parse("cuda:0")
+
+
+def test_options_after_the_device_choose_type_and_compilation() -> None:
+    assert [(d.dtype, d.compiled) for d in map(parse, ("cpu", "cpu/float16/compile", "cpu/eager"))] == [
+        (torch.float32, False),
+        (torch.float16, True),
+        (torch.float32, False),
+    ]
+
+
+def test_batches_run_in_few_sizes() -> None:
+    assert [bucket(n) for n in range(1, 18)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 24]
