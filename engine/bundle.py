@@ -17,6 +17,7 @@ from nuwaxl.engine.bundle_schema import (
     Graph,
     Manifest,
     Network,
+    PrecisionName,
     Sampler,
 )
 from nuwaxl.engine.manifest_json import check_graphs, manifest_from_json
@@ -67,7 +68,7 @@ class Bundle:
         return cls(path=folder, manifest=manifest, sha256=hashlib.sha256(content).hexdigest())
 
     def file(self, graph: str) -> Path:
-        """Path of a graph's ONNX file."""
+        """Path of a graph's ONNX file. Large weights lie beside it, in the file `Graph.data` names."""
         return self.path / self.manifest.graphs[graph].file
 
     @property
@@ -81,6 +82,7 @@ def write_manifest(
     *,
     name: str,
     producer: Mapping[str, str],
+    precision: PrecisionName,
     network: Network,
     diffusion: Diffusion,
     sampler: Sampler,
@@ -97,6 +99,7 @@ def write_manifest(
     manifest = Manifest(
         name=name,
         producer=dict(producer),
+        precision=precision,
         network=network,
         diffusion=diffusion,
         sampler=sampler,

@@ -1,8 +1,8 @@
 """What a bundle's manifest.json says, as frozen types.
 
-A bundle is a directory: manifest.json, five ONNX graphs and a tokenizer. The manifest is the only contract
-between the code that makes bundles and the engine that runs them, so every key is required and unknown keys
-are refused (manifest_json.py reads it).
+A bundle is a directory: manifest.json, five ONNX graphs, the weights of large ones beside them, and a tokenizer.
+The manifest is the only contract between the code that makes bundles and the engine that runs them, so every key is
+required and unknown keys are refused (manifest_json.py reads it).
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,11 @@ TOKENIZER_FILE = "tokenizer.json"
 ScheduleName = Literal["scaled_linear", "linear", "cosine", "zero_terminal_snr"]
 PredictionName = Literal["v", "eps"]
 SamplerName = Literal["dpmpp_2m", "ddim", "ddpm"]
+PrecisionName = Literal["fp32", "fp16", "bf16"]
 SCHEDULES: tuple[ScheduleName, ...] = ("scaled_linear", "linear", "cosine", "zero_terminal_snr")
 PREDICTIONS: tuple[PredictionName, ...] = ("v", "eps")
 SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim", "ddpm")
+PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Graph:
     """One ONNX graph of the bundle."""
 
     file: str
+    data: str | None  # the file that holds its large weights, None where the graph itself holds all
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -90,6 +93,7 @@ class Manifest:
 
     name: str
     producer: Mapping[str, str]  # versions of what made the bundle: {"nuwaxl": "0.1.0", "torch": ...}
+    precision: PrecisionName  # of the networks' weights and activations; the graphs' required tensors do not change
     network: Network
     diffusion: Diffusion
     sampler: Sampler

@@ -7,6 +7,7 @@ from nuwaxl.engine.bundle_schema import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    PRECISIONS,
     PREDICTIONS,
     SAMPLERS,
     SCHEDULES,
@@ -16,6 +17,7 @@ from nuwaxl.engine.bundle_schema import (
     Graph,
     Manifest,
     Network,
+    PrecisionName,
     Sampler,
     TensorSpec,
     required_tensors,
@@ -52,6 +54,7 @@ def manifest_from_json(value: object, where: str) -> Manifest:
     manifest = Manifest(
         name=_string(table["name"], f"name in {where}"),
         producer={key: _string(item, f"producer.{key} in {where}") for key, item in producer.items()},
+        precision=_precision(table["precision"], where),
         network=_network(_record(Network, table["network"], f"network in {where}"), where),
         diffusion=_diffusion(_record(Diffusion, table["diffusion"], f"diffusion in {where}"), where),
         sampler=_sampler(_record(Sampler, table["sampler"], f"sampler in {where}"), where),
@@ -90,8 +93,9 @@ def check_graphs(manifest: Manifest, where: str) -> None:
                         said,
                         _REEXPORT,
                     )
-        if graph.file not in manifest.files:
-            raise _bad(f"{graph.file} among the files of {where}", f"{sorted(manifest.files)}", _REEXPORT)
+        for file in (graph.file, graph.data):
+            if file is not None and file not in manifest.files:
+                raise _bad(f"{file} among the files of {where}", f"{sorted(manifest.files)}", _REEXPORT)
     if TOKENIZER_FILE not in manifest.files:
         raise _bad(f"{TOKENIZER_FILE} among the files of {where}", f"{sorted(manifest.files)}", _REEXPORT)
     _check_state(manifest, where)
@@ -182,6 +186,12 @@ def _sampler(sampler: Sampler, where: str) -> Sampler:
     return sampler
 
 
+def _precision(value: object, where: str) -> PrecisionName:
+    name = _string(value, f"precision in {where}")
+    _choice(name, PRECISIONS, f"precision in {where}")
+    return cast(PrecisionName, name)
+
+
 def _choice(value: str, choices: tuple[str, ...], where: str) -> None:
     if value not in choices:
         raise _bad(f"one of {', '.join(choices)} for {where}", repr(value), _REEXPORT)
@@ -189,9 +199,10 @@ def _choice(value: str, choices: tuple[str, ...], where: str) -> None:
 
 def _graph(value: object, where: str) -> Graph:
     table = _table(value, where)
-    _keys(table, {"file", "inputs", "outputs"}, where)
+    _keys(table, {"file", "data", "inputs", "outputs"}, where)
     return Graph(
         file=_string(table["file"], f"file of {where}"),
+        data=None if table["data"] is None else _string(table["data"], f"data of {where}"),
         inputs=_tensors(table["inputs"], f"inputs of {where}"),
         outputs=_tensors(table["outputs"], f"outputs of {where}"),
     )

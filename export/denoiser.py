@@ -8,6 +8,8 @@ differs is the order of the work:
   every frame: they are broadcast, not copied.
 - From a layer's injection to its end the activations are tokens (.., h*w, c): spatial and temporal attention share
   one transposition in and one out, and every projection is one matrix product over all tokens.
+
+An MTD in a lower precision (precision.py) takes x and gives its predictions in float32 all the same.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nuwaxl.export.precision import cast, dense, softmax
 from nuwaxl.train.networks.mtd import MTD, _Layer
 from nuwaxl.train.networks.spatial import Attention, FeedForward, ResnetBlock, SpatialTransformer
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
@@ -66,7 +69,7 @@ class GuidedDenoiser:
         """x (b, L, c, h, w), timestep (b,), scale and shift (b, L, c, h, w) of every injecting layer, prompt state of
         every layer with attention -> the predictions cond and uncond, each of x's shape."""
         mtd = self.mtd
-        embedding = F.silu(mtd.time_embedding(timestep))
+        embedding = cast(F.silu(mtd.time_embedding(timestep)), mtd.mid_resnet.conv1.weight.dtype)
         injected = iter(injections)
         prompted = iter(prompts)
         injects = iter([injecting for _, injecting in mtd._layers()])
@@ -161,7 +164,7 @@ class GuidedDenoiser:
         tokens = self._prompt(block.attn2, tokens, block.norm2(tokens), prompt, count)
         tokens = tokens + _feed_forward(block.ff, block.norm3(tokens))
         out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
-        return _add(out, 2, x, count)
+        return _add(out, 2, dense(x), count)
 
     def _prompt(self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int) -> Tensor:
         """tokens (count*b*L, h*w, c) -> tokens with PA to the prompt and to the negative prompt (2*b*L, h*w, c)."""
@@ -231,4 +234,4 @@ def _merge(x: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """query (.., n, d), key (.., d, k) scaled, value (.., k, d) -> (.., n, d)"""
-    return torch.softmax(query @ key, dim=-1) @ value
+    return softmax(query @ key) @ value

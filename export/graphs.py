@@ -1,7 +1,8 @@
 """The five graphs of a bundle as torch modules over the trained networks (DESIGN.md, decision 2).
 
 text, encode and decode wrap one network; prepare computes once a segment what does not depend on the timestep; step
-is one denoising step with guidance and the sampler's update inside.
+is one denoising step with guidance and the sampler's update inside. The networks may be in a lower precision
+(precision.py): what a caller gives and gets stays in float32, the state between prepare and step is in the lower one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nuwaxl.export.denoiser import GuidedDenoiser, PromptState, prompt_state
+from nuwaxl.export.precision import cast
 from nuwaxl.train.networks.injection import Injection
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
@@ -61,8 +63,10 @@ class PrepareGraph(nn.Module):
         length = self.mtd.config.length
         injections = self.mtd.injection(condition, mask)
         attentions = [layer.attention for layer, _ in self.mtd._layers() if layer.attention is not None]
+        dtype = self.mtd.mid_resnet.conv1.weight.dtype
+        prompt, negative = cast(prompt, dtype), cast(negative, dtype)
         prompts = [prompt_state(layer.transformer_blocks[0].attn2, prompt, negative) for layer in attentions]
-        fused = [tensor for injection in injections for tensor in injection]
+        fused = [cast(tensor, dtype) for injection in injections for tensor in injection]
         return (
             *(tensor.reshape(-1, length, *tensor.shape[1:]) for tensor in fused),
             *(tensor for state in prompts for tensor in state),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from nuwaxl.engine.bundle_schema import TOKENIZER_FILE, Network
@@ -62,9 +63,11 @@ def load_model(folder: Path) -> Model:
     config = ModelConfig.load(folder / CONFIG_FILE)
     _check_fit(config)
     tokenizer = _read_tokenizer(folder / TOKENIZER_FILE, config)
-    networks = {"text": CLIPText(config.text), "mtd": MTD(config.mtd), "tklvae": TKLVAE(config.tklvae)}
+    text = CLIPText(config.text)  # whose causal mask is no weight
+    with torch.device("meta"):  # without memory: all of it comes from the files
+        networks = {"text": text, "mtd": MTD(config.mtd), "tklvae": TKLVAE(config.tklvae)}
     for name, network in networks.items():
-        load_into(network, folder / f"{name}.safetensors")
+        load_into(network, folder / f"{name}.safetensors", mapped=True)
         network.eval().requires_grad_(False)
     return Model(config=config, tokenizer=tokenizer, **networks)
 

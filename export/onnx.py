@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from nuwaxl.export.functions import add_bodies, translations
+from nuwaxl.export import attention, functions
+from nuwaxl.export.weights import EXTERNAL_FROM, halve, store, take_out, weight_bytes
 
 OPSET = 20
+BFLOAT16_OPSET = 22  # the first whose convolution may be in bfloat16
 BATCH = "batch"
-_WORTH_HALVING = 256  # values; below, the cast node is longer than what it saves
 
 
 def to_onnx(
-    module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], opset: int = OPSET
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+    *,
+    data: Path | None = None,
+    external_from: int = EXTERNAL_FROM,
 ) -> onnx.ModelProto:
     """Export `module`, called with `inputs` in their order; the first axis of every tensor is the batch.
 
     The examples in `inputs` must have a batch of at least 2, since the exporter takes a size of 1 for a constant.
+    With `data`, a graph of `external_from` bytes of weights or more has the larger ones in that file instead, which
+    must lie beside the graph's own (weights.py); `save` checks such a graph when it is written.
     """
+    types = {parameter.dtype for parameter in module.parameters()}
+    translations = functions.translations()
+    if types & {torch.float16, torch.bfloat16}:
+        translations.update(attention.translations())
+    if torch.bfloat16 in types:
+        opset = max(opset, BFLOAT16_OPSET)
     batch = {0: torch.export.Dim(BATCH)}
     with _quiet(), torch.no_grad():
         # Traced here, since torch.onnx.export itself answers a batch it cannot keep dynamic with a fixed one.
@@ -42,20 +56,32 @@ def to_onnx(
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=translations(),
+            custom_translation_table=translations,
         )
     assert program is not None
+    taken = {}
+    if data is not None and weight_bytes(program.model) >= external_from:
+        taken = take_out(program.model, data.name)
     model = program.model_proto
-    add_bodies(model)
+    functions.add_bodies(model)
     _strip(model)
-    _halve(model.graph)
-    onnx.checker.check_model(model, full_check=True)
+    halve(model.graph)
+    if data is None:
+        onnx.checker.check_model(model, full_check=True)
+    elif taken:
+        store(model.graph, taken, data)
     return model
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
     """The bytes of a bundle's graph file."""
     return model.SerializeToString(deterministic=True)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph file, and check it together with its file of data, if it has one."""
+    path.write_bytes(serialized(model))
+    onnx.checker.check_model(path, full_check=True)
 
 
 def _shapes(module: nn.Module, count: int, batch: dict[int, object]) -> tuple[object, ...]:
@@ -78,30 +104,6 @@ def _strip(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     for tensor in (*graph.input, *graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_param = BATCH
-
-
-def _halve(graph: onnx.GraphProto) -> None:
-    """Store weights that are float16 values as float16, and cast them where the graph begins: nothing is rounded.
-
-    Weights trained or published in float16 are such values. A runtime folds the casts when it loads the graph.
-    """
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or math.prod(tensor.dims) < _WORTH_HALVING:
-            continue
-        values = onnx.numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), values):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.float16"))
-        casts.append(
-            onnx.helper.make_node("Cast", [tensor.name], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
-        )
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 @contextmanager

@@ -1,25 +1,31 @@
-"""What every graph of a bundle is: its module, and fresh random inputs with torch's answer to them, by name."""
+"""What every graph of a bundle is: its module, and fresh random inputs with torch's answer to them, by name.
+
+The answers come from the networks as they were trained, in float32 and in training's own form, whatever precision and
+form the graph's module has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nuwaxl.engine.bundle_schema import PrecisionName
 from nuwaxl.export.graphs import DecodeGraph, EncodeGraph, PrepareGraph, StepGraph, TextGraph, update
 from nuwaxl.export.model import Model
+from nuwaxl.export.precision import DTYPES, cast, lowered
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs of a graph and what it must answer, by name."""
+    """Inputs of a graph, and a function that computes what it must answer; both by name."""
 
     inputs: Tensors
-    outputs: Tensors
+    answer: Callable[[], Tensors]
 
 
 @dataclass(frozen=True)
@@ -28,19 +34,22 @@ class GraphSource:
 
     name: str
     module: nn.Module
+    outputs: tuple[str, ...]
     sample: Callable[[int, torch.Generator], Sample]
 
 
-def graph_sources(model: Model) -> list[GraphSource]:
-    """The five graphs of a bundle."""
+def graph_sources(model: Model, precision: PrecisionName = "fp32") -> Iterator[GraphSource]:
+    """The five graphs of a bundle, one after the other: a network in a lower precision is made when it is its turn."""
+    dtype = DTYPES[precision]
     network = model.network(decode_overlap=0)
     latent = (network.length, network.latent_channels, network.latent_height, network.latent_width)
     pixels = (network.length, network.height, network.width, network.channels)
     text, encode, decode = TextGraph(model.text), EncodeGraph(model.tklvae), DecodeGraph(model.tklvae)
-    prepare, step = PrepareGraph(model.mtd), StepGraph(model.mtd)
+    prepare = PrepareGraph(model.mtd)
+    state_names = prepare.state_names()
 
     def alone(module: nn.Module, output: str, inputs: Tensors) -> Sample:
-        return Sample(inputs, {output: module(*inputs.values())})
+        return Sample(inputs, lambda: {output: module(*inputs.values())})
 
     def text_sample(b: int, random: torch.Generator) -> Sample:
         shape = (b, network.prompt_tokens)
@@ -56,9 +65,9 @@ def graph_sources(model: Model) -> list[GraphSource]:
 
     def segments(b: int, random: torch.Generator) -> Tensors:
         prompts = (network.prompt_tokens, network.prompt_dim)
-        # Even segments are global (nothing known), odd ones local (first and last frame known).
+        # Even segments are local (first and last frame known), odd ones global (nothing known).
         mask = torch.zeros(b, network.length, 1, *latent[2:])
-        mask[1::2, [0, -1]] = 1.0
+        mask[::2, [0, -1]] = 1.0
         return {
             "prompt": torch.randn(b, network.length, *prompts, generator=random),
             "negative": torch.randn(b, *prompts, generator=random),
@@ -67,11 +76,11 @@ def graph_sources(model: Model) -> list[GraphSource]:
         }
 
     def state(inputs: Tensors) -> Tensors:
-        return dict(zip(prepare.state_names(), prepare(*inputs.values()), strict=True))
+        return dict(zip(state_names, prepare(*inputs.values()), strict=True))
 
     def prepare_sample(b: int, random: torch.Generator) -> Sample:
         inputs = segments(b, random)
-        return Sample(inputs, state(inputs))
+        return Sample(inputs, lambda: state(inputs))
 
     def step_sample(b: int, random: torch.Generator) -> Sample:
         of_segments = segments(b, random)
@@ -86,22 +95,26 @@ def graph_sources(model: Model) -> list[GraphSource]:
             "timestep": timestep,
             "coefficients": coefficients,
             "guidance": guidance,
-            **state(of_segments),
+            **{name: cast(tensor, dtype) for name, tensor in state(of_segments).items()},
         }
-        # The answer comes from the network as it was trained, not from the step graph's own form of it.
-        unwanted = of_segments["negative"][:, None].expand_as(of_segments["prompt"])
-        cond = model.mtd(x, timestep, *_but(of_segments, "negative"))
-        uncond = model.mtd(x, timestep, unwanted, of_segments["condition"], of_segments["mask"])
-        x_next, x0 = update(x, history, noise, cond, uncond, coefficients, guidance)
-        return Sample(inputs, {"x_next": x_next, "x0": x0})
 
-    return [
-        GraphSource("text", text, text_sample),
-        GraphSource("prepare", prepare, prepare_sample),
-        GraphSource("step", step, step_sample),
-        GraphSource("decode", decode, decode_sample),
-        GraphSource("encode", encode, encode_sample),
-    ]
+        def answer() -> Tensors:
+            unwanted = of_segments["negative"][:, None].expand_as(of_segments["prompt"])
+            cond = model.mtd(x, timestep, *_but(of_segments, "negative"))
+            uncond = model.mtd(x, timestep, unwanted, of_segments["condition"], of_segments["mask"])
+            x_next, x0 = update(x, history, noise, cond, uncond, coefficients, guidance)
+            return {"x_next": x_next, "x0": x0}
+
+        return Sample(inputs, answer)
+
+    yield GraphSource("text", TextGraph(lowered(model.text, dtype)), ("prompt",), text_sample)
+    mtd = lowered(model.mtd, dtype)
+    yield GraphSource("prepare", PrepareGraph(mtd), tuple(state_names), prepare_sample)
+    yield GraphSource("step", StepGraph(mtd), ("x_next", "x0"), step_sample)
+    del mtd
+    tklvae = lowered(model.tklvae, dtype)
+    yield GraphSource("decode", DecodeGraph(tklvae), ("video",), decode_sample)
+    yield GraphSource("encode", EncodeGraph(tklvae), ("latents",), encode_sample)
 
 
 def _but(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

@@ -11,18 +11,35 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import onnx
 import torch
 
 from nuwaxl.engine.bundle import write_manifest
-from nuwaxl.engine.bundle_schema import MANIFEST_FILE, TOKENIZER_FILE, Diffusion, Graph, Sampler, TensorSpec
+from nuwaxl.engine.bundle_schema import (
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    Diffusion,
+    Graph,
+    PrecisionName,
+    Sampler,
+    TensorSpec,
+)
 from nuwaxl.errors import InputError
 from nuwaxl.export.model import Model
-from nuwaxl.export.onnx import BATCH, serialized, to_onnx
-from nuwaxl.export.parity import Parity, check_parity
-from nuwaxl.export.samples import GraphSource, Sample, Tensors, graph_sources
+from nuwaxl.export.onnx import save, to_onnx
+from nuwaxl.export.parity import Parity, batches, check_parity
+from nuwaxl.export.samples import GraphSource, graph_sources
+from nuwaxl.export.weights import EXTERNAL_FROM
 
 _PRODUCERS = ("nuwaxl", "torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_BATCH = 3
+_DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _SEED = 20_221  # of the random inputs of the parity gate
 
 
@@ -43,14 +60,20 @@ def export_bundle(
     name: str,
     sampler: Sampler,
     decode_overlap: int = 0,
+    precision: PrecisionName = "fp32",
+    external_from: int = EXTERNAL_FROM,
     force: bool = False,
     files: Sequence[Path] = (),
     progress: Callable[[Written], None] = lambda _: None,
 ) -> None:
     """Export every graph of `model`, compare it with torch, and write the bundle `out`, with copies of `files`.
 
+    Args:
+        external_from: bytes of a graph's weights from which on they lie in a file beside it.
+
     Raises:
-        InputError: `out` cannot be written, or the sampler or the overlap does not fit the model.
+        InputError: `out` cannot be written, the sampler or the overlap does not fit the model, or a weight not the
+            precision.
         ParityError: a graph's answers are not torch's; nothing is written.
     """
     check_output(out, force)
@@ -68,9 +91,12 @@ def export_bundle(
         )
     with _whole_or_nothing(out) as folder:
         graphs = {}
-        for source in graph_sources(model):
-            graphs[source.name], written = _write_graph(source, folder)
-            progress(written)
+        for source in graph_sources(model, precision):
+            start = time.perf_counter()
+            graphs[source.name] = graph = _write_graph(source, folder, external_from)
+            parity = check_parity(source, folder / graph.file, _SEED, precision, batches(network))
+            size = sum((folder / file).stat().st_size for file in (graph.file, graph.data) if file is not None)
+            progress(Written(source.name, size, parity, time.perf_counter() - start))
         (folder / TOKENIZER_FILE).write_bytes(model.tokenizer)
         for path in files:
             shutil.copyfile(path, folder / path.name)
@@ -78,6 +104,7 @@ def export_bundle(
             folder,
             name=name,
             producer={package: version(package) for package in _PRODUCERS},
+            precision=precision,
             network=network,
             diffusion=Diffusion(
                 config.train_steps, config.schedule, config.beta_start, config.beta_end, config.prediction
@@ -108,25 +135,26 @@ def check_output(out: Path, force: bool) -> None:
             )
 
 
-def _write_graph(source: GraphSource, folder: Path) -> tuple[Graph, Written]:
-    start = time.perf_counter()
+def _write_graph(source: GraphSource, folder: Path, external_from: int) -> Graph:
     with torch.no_grad():
-        sample = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(_SEED))
-    content = serialized(to_onnx(source.module, sample.inputs, list(sample.outputs)))
-    parity = check_parity(source, content, _SEED)
-    file = f"{source.name}.onnx"
-    (folder / file).write_bytes(content)
-    return _graph(file, sample), Written(source.name, len(content), parity, time.perf_counter() - start)
+        inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(_SEED)).inputs
+    file, data = f"{source.name}.onnx", f"{source.name}.data"
+    model = to_onnx(source.module, inputs, source.outputs, data=folder / data, external_from=external_from)
+    save(model, folder / file)
+    has_data = (folder / data).is_file()
+    return Graph(file, data if has_data else None, _specs(model.graph.input), _specs(model.graph.output))
 
 
-def _graph(file: str, sample: Sample) -> Graph:
-    def specs(tensors: Tensors) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(name, (BATCH, *tensor.shape[1:]), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in tensors.items()
+def _specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """What the manifest says of a graph's inputs or outputs."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            _DTYPES[value.type.tensor_type.elem_type],
         )
-
-    return Graph(file, specs(sample.inputs), specs(sample.outputs))
+        for value in values
+    )
 
 
 @contextmanager

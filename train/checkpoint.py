@@ -34,8 +34,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_into(module: nn.Module, path: Path, may_lack: str | None = None) -> None:
-    """Load weights strictly; names that contain `may_lack` keep their initialisation where the file lacks them."""
+def load_into(module: nn.Module, path: Path, may_lack: str | None = None, *, mapped: bool = False) -> None:
+    """Load weights strictly; names that contain `may_lack` keep their initialisation where the file lacks them.
+
+    With `mapped`, float32 weights stay in the file, which must not change meanwhile, and take no memory of their own.
+    """
     weights, own = load_weights(path), module.state_dict()
     missing = [name for name in own if name not in weights and not (may_lack and may_lack in name)]
     extra = [name for name in weights if name not in own]
@@ -47,7 +50,7 @@ def load_into(module: nn.Module, path: Path, may_lack: str | None = None) -> Non
                 found=f"{len(names)} {kind}, first {names[0]}",
                 fix="use the configuration they were trained with",
             )
-    module.load_state_dict(weights, strict=False)
+    module.load_state_dict(weights, strict=False, assign=mapped)
 
 
 def latest(folder: Path) -> Path | None:

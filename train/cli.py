@@ -11,6 +11,7 @@ from pathlib import Path
 from nuwaxl.cli import Parser, positive_int, run, say
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.train.data.cli import add_data_commands, require_torch, run_data_command
+from nuwaxl.train.presets import PRESETS
 
 _DESCRIPTION = """\
 Train the networks of NUWA-XL on a folder of long, captioned videos.
@@ -44,20 +45,23 @@ def _parser() -> argparse.ArgumentParser:
 
     add_data_commands(commands.add_parser("data", help="make, check, caption and encode training data"))
 
-    init = commands.add_parser("init", help="make a model directory from Stable Diffusion 1.x weights")
-    init.add_argument(
+    init = commands.add_parser("init", help="make a model directory from Stable Diffusion 1.x weights, or at random")
+    weights = init.add_mutually_exclusive_group(required=True)
+    weights.add_argument(
         "--from",
         dest="source",
         type=Path,
-        required=True,
         metavar="SD_DIR",
         help="folder in the diffusers format: unet, vae, text_encoder, tokenizer",
+    )
+    weights.add_argument(
+        "--random", choices=sorted(PRESETS), help="random weights of a preset, to measure its size and speed with"
     )
     init.add_argument("out", type=Path, metavar="OUT_DIR")
     init.add_argument("--length", type=positive_int, default=16, help="L, frames a diffusion, default %(default)s")
     init.add_argument("--height", type=positive_int, default=256, help="in pixels, default %(default)s")
     init.add_argument("--width", type=positive_int, default=256, help="in pixels, default %(default)s")
-    init.add_argument("--seed", type=int, default=0, help="of the new layers' random weights, default %(default)s")
+    init.add_argument("--seed", type=int, default=0, help="of the random weights, default %(default)s")
 
     describe = commands.add_parser("describe", help="count a model's parameters by part")
     describe.add_argument("model", metavar="PRESET|MODEL_DIR", help='"sd15" or a model directory')
@@ -109,9 +113,13 @@ def _train(arguments: argparse.Namespace) -> None:
 def _init(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.init import init_model
+    from nuwaxl.train.random_init import random_model, sized
 
-    given = (arguments.length, arguments.height, arguments.width, arguments.seed)
-    init_model(arguments.source, arguments.out, *given)
+    size = (arguments.length, arguments.height, arguments.width)
+    if arguments.random is None:
+        init_model(arguments.source, arguments.out, *size, arguments.seed)
+    else:
+        random_model(sized(PRESETS[arguments.random], *size), arguments.out, arguments.seed)
     say(f"{arguments.out}: {sum(path.stat().st_size for path in arguments.out.iterdir()) / 2**20:.1f} MiB")
 
 

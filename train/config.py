@@ -73,6 +73,13 @@ def require_divisor(table: str, key: str, divisor: int, of: str, widths: Iterabl
     require(not uneven, f"[{table}] {key}", f"a divisor of {of}", f"{divisor} for {uneven}")
 
 
+def require_frame_size(height: int, width: int, multiple: int) -> None:
+    """Raise InputError unless frames of these pixels can be halved as often as the networks do."""
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels < multiple or pixels % multiple:
+            raise InputError(expected=f"a {name} that is a multiple of {multiple}", found=str(pixels), fix="change it")
+
+
 @dataclass(frozen=True)
 class TKLVAEConfig:
     """T-KLVAE (paper section 3.1): the spatial layers of AutoencoderKL with temporal layers after them.

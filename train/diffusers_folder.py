@@ -12,7 +12,7 @@ from typing import Any
 
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
-from nuwaxl.train.config import DiffusionConfig, ModelConfig, MTDConfig, TextConfig, TKLVAEConfig
+from nuwaxl.train.config import DiffusionConfig, ModelConfig, MTDConfig, TextConfig, TKLVAEConfig, require_frame_size
 
 _ATTENTION, _PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
@@ -212,10 +212,7 @@ def read_config(folder: Path, length: int = 16, height: int = 256, width: int = 
     text, tklvae = text_config(folder), tklvae_config(folder)
     f = tklvae.downsampling
     unet = folder / "unet" / "config.json"
-    multiple = f * 2 ** (len(_widths(read_json(unet), unet)) - 1)
-    for name, pixels in (("height", height), ("width", width)):
-        if pixels < multiple or pixels % multiple:
-            raise InputError(expected=f"a {name} that is a multiple of {multiple}", found=str(pixels), fix="change it")
+    require_frame_size(height, width, f * 2 ** (len(_widths(read_json(unet), unet)) - 1))
     mtd = mtd_config(folder, length, text.tokens, height // f, width // f)
     for name, one, other in (
         ("cross_attention_dim (unet) and hidden_size (text_encoder)", mtd.prompt_dim, text.dim),

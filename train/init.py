@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,8 +50,6 @@ def init_model(
     Layers that Stable Diffusion lacks start as the paper says; `seed` fixes those that start at random.
     Raises InputError if `source` is not a Stable Diffusion 1.x folder, or `out` is there already.
     """
-    if out.exists():
-        raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
     config = read_config(source, length, height, width)
     tokenizer = clip_tokenizer(source / "tokenizer", config.text.tokens)
     if tokenizer.get_vocab_size() > config.text.vocabulary:
@@ -58,19 +58,31 @@ def init_model(
             found=str(tokenizer.get_vocab_size()),
             fix="name a folder whose tokenizer and text encoder belong together",
         )
+    with whole_directory(out) as folder:
+        # One network after the other, since each may fill gigabytes.
+        torch.manual_seed(seed)
+        save_weights(load_text(source, config.text).state_dict(), folder / "text.safetensors")
+        save_weights(load_tklvae(source, config.tklvae).state_dict(), folder / "tklvae.safetensors")
+        save_weights(load_mtd(source, config.mtd).state_dict(), folder / "mtd.safetensors")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        config.save(folder / "config.json")
+    return config
+
+
+@contextmanager
+def whole_directory(out: Path) -> Iterator[Path]:
+    """A new directory beside `out` that takes its name once all of the body is done, and vanishes if it fails.
+
+    Raises InputError if `out` is there already.
+    """
+    if out.exists():
+        raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        # One network after the other, since each may fill gigabytes.
-        torch.manual_seed(seed)
-        save_weights(load_text(source, config.text).state_dict(), partial / "text.safetensors")
-        save_weights(load_tklvae(source, config.tklvae).state_dict(), partial / "tklvae.safetensors")
-        save_weights(load_mtd(source, config.mtd).state_dict(), partial / "mtd.safetensors")
-        tokenizer.save(str(partial / "tokenizer.json"))
-        config.save(partial / "config.json")
+        yield partial
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return config

@@ -14,6 +14,7 @@ from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.errors import InputError
 
+_PRECISIONS = ("fp32", "fp16")
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 
 
@@ -24,10 +25,17 @@ class OnnxRuntimeRunner:
     first use.
 
     Raises:
-        InputError: ONNX Runtime is not installed, or cannot load a graph.
+        InputError: ONNX Runtime is not installed, or cannot load a graph, or the bundle is in bfloat16.
     """
 
     def __init__(self, bundle: Bundle, worker: Worker) -> None:
+        if bundle.manifest.precision not in _PRECISIONS:
+            raise InputError(
+                expected=f"a bundle in {' or '.join(_PRECISIONS)} for the device {worker.name}, whose runtime "
+                "multiplies no other matrices",
+                found=f"{bundle.manifest.precision} in {bundle.path}",
+                fix="export it again with another --precision",
+            )
         self._runtime = load_onnxruntime()
         self._bundle = bundle
         self._options = self._session_options(worker)

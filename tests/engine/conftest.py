@@ -153,7 +153,7 @@ def write_tiny_bundle(folder: Path) -> None:
         onnx.save(model, folder / f"{name}.onnx")
         extra_inputs = _STATE if name == "step" else []
         extra_outputs = _STATE if name == "prepare" else []
-        graphs[name] = Graph(f"{name}.onnx", (*inputs, *extra_inputs), (*outputs, *extra_outputs))
+        graphs[name] = Graph(f"{name}.onnx", None, (*inputs, *extra_inputs), (*outputs, *extra_outputs))
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -161,6 +161,7 @@ def write_tiny_bundle(folder: Path) -> None:
         folder,
         name="tiny",
         producer={"nuwaxl": "0"},
+        precision="fp32",
         network=NETWORK,
         diffusion=DIFFUSION,
         sampler=Sampler(name="dpmpp_2m", steps=5, guidance=2.0),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,7 @@ def test_write_manifest_refuses_to_describe_a_file_that_is_not_there(own_bundle:
             own_bundle,
             name=manifest.name,
             producer=manifest.producer,
+            precision=manifest.precision,
             network=manifest.network,
             diffusion=manifest.diffusion,
             sampler=manifest.sampler,
@@ -153,3 +155,41 @@ def test_write_manifest_refuses_to_describe_a_file_that_is_not_there(own_bundle:
 def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a bundle directory"):
         Bundle.open(tmp_path / ("a" * 300))
+
+
+def test_a_file_of_data_is_verified_as_the_others_are(own_bundle: Path) -> None:
+    manifest = Bundle.open(own_bundle).manifest
+    data = own_bundle / "step.data"
+
+    def say(name: str) -> None:
+        step = replace(manifest.graphs["step"], data=name)
+        write_manifest(
+            own_bundle,
+            name=manifest.name,
+            producer=manifest.producer,
+            precision=manifest.precision,
+            network=manifest.network,
+            diffusion=manifest.diffusion,
+            sampler=manifest.sampler,
+            graphs={**manifest.graphs, "step": step},
+        )
+
+    with pytest.raises(InputError, match=r"step\.data among the files"):
+        say("step.data")
+    data.write_bytes(b"weights")
+    say("step.data")
+    assert Bundle.open(own_bundle).manifest.graphs["step"].data == "step.data"
+    data.write_bytes(b"Weights")
+    assert "step.data; found" in refusal(own_bundle).replace("...", "")
+    data.unlink()
+    assert "step.data" in refusal(own_bundle)
+    graphs = graphs_of(own_bundle)
+    graphs["step"]["data"] = "../step.data"  # type: ignore[assignment]
+    edit(own_bundle, graphs=graphs)
+    assert "../step.data among the files" in refusal(own_bundle)
+
+
+@pytest.mark.parametrize("value", ["fp8", 16, None])
+def test_a_precision_that_is_none_is_refused(own_bundle: Path, value: object) -> None:
+    edit(own_bundle, precision=value)
+    assert "precision" in refusal(own_bundle)

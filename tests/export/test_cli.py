@@ -106,8 +106,8 @@ def test_bad_options_exit_with_status_2(capsys: pytest.CaptureFixture[str], opti
 def test_a_graph_that_differs_from_torch_is_named_and_nothing_is_written(
     refused, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sabotaged(*arguments: object) -> onnx.ModelProto:
-        model = to_onnx(*arguments)
+    def sabotaged(*arguments: object, **options: object) -> onnx.ModelProto:
+        model = to_onnx(*arguments, **options)
         weight = max(
             (t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT), key=lambda t: np.prod(t.dims)
         )
@@ -128,7 +128,7 @@ def test_a_failed_export_leaves_the_old_bundle_as_it_was(
     out.mkdir()
     (out / "manifest.json").write_text("old")
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise ParityError("graph text: differs")
 
     monkeypatch.setattr(write, "to_onnx", fails)

@@ -1,0 +1,65 @@
+"""A bfloat16 graph on a runtime that computes in float32 only, as ONNX Runtime's CPU provider.
+
+The graph stays: same nodes, same weights, and every value that is bfloat16 in it is rounded to bfloat16. Only a node's
+own arithmetic is in float32, between a cast of its inputs and a cast of its outputs; so do GPUs accumulate.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper
+
+_ANY_TYPE = ("Cast", "Constant", "ConstantOfShape", "Shape")  # which the runtime has for bfloat16 too
+
+
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with all of its arithmetic in float32, and float32 in place of bfloat16 at its inputs and outputs."""
+    types = _types(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    for tensor in graph.input:
+        if types[tensor.name] == TensorProto.BFLOAT16:
+            # Whoever gives it gives bfloat16 values.
+            types[tensor.name] = tensor.type.tensor_type.elem_type = TensorProto.FLOAT
+    narrow = {t.name: f"{t.name}.narrow" for t in graph.output if types[t.name] == TensorProto.BFLOAT16}
+    types.update(dict.fromkeys(narrow.values(), TensorProto.BFLOAT16))
+    nodes: list[onnx.NodeProto] = []
+    wide: dict[str, str] = {}
+
+    def widened(name: str) -> str:
+        if types.get(name) != TensorProto.BFLOAT16:
+            return name
+        if name not in wide:
+            wide[name] = f"{name}.wide"
+            nodes.append(helper.make_node("Cast", [name], [wide[name]], to=TensorProto.FLOAT))
+        return wide[name]
+
+    for node in graph.node:
+        node.input[:] = [narrow.get(name, name) for name in node.input]
+        node.output[:] = [narrow.get(name, name) for name in node.output]
+        if node.op_type in _ANY_TYPE and not node.domain:
+            nodes.append(node)
+            continue
+        node.input[:] = [widened(name) for name in node.input]
+        rounded = [name for name in node.output if types.get(name) == TensorProto.BFLOAT16]
+        node.output[:] = [f"{name}.exact" if name in rounded else name for name in node.output]
+        nodes.append(node)
+        nodes += [helper.make_node("Cast", [f"{name}.exact"], [name], to=TensorProto.BFLOAT16) for name in rounded]
+    for tensor in graph.output:
+        if tensor.name in narrow:
+            nodes.append(helper.make_node("Cast", [narrow[tensor.name]], [tensor.name], to=TensorProto.FLOAT))
+            tensor.type.tensor_type.elem_type = TensorProto.FLOAT
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    return result
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor of the graph, by name."""
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
