@@ -125,6 +125,7 @@ def _in_memory(work: Workload, folder: Path) -> Bundle:
     manifest = Manifest(
         name=f"random-{work.pixels}",
         producer={"torch": torch.__version__},
+        precision="fp32",
         network=network,
         diffusion=Diffusion(of.train_steps, of.schedule, of.beta_start, of.beta_end, of.prediction),
         sampler=Sampler(config.sampler.name, config.sampler.steps, config.sampler.guidance),

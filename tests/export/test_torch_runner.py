@@ -93,7 +93,7 @@ def test_the_step_is_the_networks(checkpoint: Path, batch: int) -> None:
         state = Prepare(denoiser)(*of_segments.values())
         fixed = [sample.inputs[name] for name in ("x", "history", "noise", "timestep", "coefficients", "guidance")]
         found = Step(denoiser)(*fixed, *state)
-    for tensor, expected in zip(found, sample.outputs.values(), strict=True):
+    for tensor, expected in zip(found, sample.answer().values(), strict=True):
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-4)
 
 
