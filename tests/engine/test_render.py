@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Engine, Plan, Progress, Story
+from nuwaxl.engine import Engine, Plan, Progress, SamplerName, Story
 from nuwaxl.engine._core import normal_noise
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.samplers import sampler_table
@@ -23,27 +23,39 @@ def render(bundle: Path, frames: int, devices: str = "cpu", **options: Any) -> n
 
 
 def reference(
-    bundle: Path, model: Any, frames: int, *, seed: int, guidance: float, negative: str, depth: int
+    bundle: Path,
+    model: Any,
+    frames: int,
+    *,
+    seed: int,
+    guidance: float,
+    negative: str,
+    depth: int,
+    sampler: SamplerName = "dpmpp_2m",
 ) -> np.ndarray:
     """The paper's recursion, one segment after another, in float64."""
     manifest = Bundle.open(bundle).manifest
-    table = sampler_table("dpmpp_2m", manifest.diffusion, 5)
+    table = sampler_table(sampler, manifest.diffusion, 5)
     latents: dict[int, np.ndarray] = {}
+
+    def noise(depth_here: int, index: int, step: int) -> np.ndarray:
+        drawn = np.empty((4, 3, 8, 8), dtype=np.float32)
+        normal_noise(seed, depth_here, index, step, drawn)
+        return drawn.astype(np.float64)
 
     def generate(depth_here: int, index: int) -> None:
         stride = 3 ** (depth - 1 - depth_here)
         numbers = [3 * stride * index + stride * i for i in range(4)]
-        noise = np.empty((4, 3, 8, 8), dtype=np.float32)
-        normal_noise(seed, depth_here, index, 0, noise)
-        x = noise.astype(np.float64)
+        x = noise(depth_here, index, 0)
         known = np.zeros_like(x)
         if depth_here > 0:
             known[0], known[3] = latents[numbers[0]], latents[numbers[3]]
         history = np.zeros_like(x)
         prompts = [STORY.prompt_at(number) for number in numbers]
-        for t, (a_x, a_p, c_x, c_0, c_h, _) in zip(table.timesteps, table.coefficients, strict=True):
+        steps = zip(table.timesteps, table.coefficients, strict=True)
+        for step, (t, (a_x, a_p, c_x, c_0, c_h, c_n)) in enumerate(steps, start=1):
             x0 = a_x * x + a_p * model.predict(x, t, prompts, negative, guidance, known)
-            x, history = c_x * x + c_0 * x0 + c_h * history, x0
+            x, history = c_x * x + c_0 * x0 + c_h * history + c_n * noise(depth_here, index, step), x0
         for position, number in enumerate(numbers):
             latents.setdefault(number, x[position])
 
@@ -54,13 +66,17 @@ def reference(
     return np.asarray(model.decode(np.stack([latents[frame] for frame in range(frames)])))
 
 
-@pytest.mark.parametrize(("frames", "depth"), [(3, 1), (10, 2), (28, 3), (20, 4)])
+@pytest.mark.parametrize(
+    ("frames", "depth", "sampler"),
+    [(3, 1, "dpmpp_2m"), (10, 2, "dpmpp_2m"), (28, 3, "dpmpp_2m"), (20, 4, "dpmpp_2m"), (10, 2, "ddpm")],
+)
 def test_the_video_is_what_the_papers_recursion_gives(
-    tiny_bundle: Path, tiny_model: Any, frames: int, depth: int
+    tiny_bundle: Path, tiny_model: Any, frames: int, depth: int, sampler: SamplerName
 ) -> None:
     found = render(
         tiny_bundle,
         frames,
+        sampler=sampler,
         seed=3,
         guidance=1.5,
         negative_prompt="blurry",
@@ -68,7 +84,8 @@ def test_the_video_is_what_the_papers_recursion_gives(
         devices="cpu:2",
         max_batch=4,
     )
-    expected = reference(tiny_bundle, tiny_model, frames, seed=3, guidance=1.5, negative="blurry", depth=depth)
+    asked: dict[str, Any] = {"seed": 3, "guidance": 1.5, "negative": "blurry", "depth": depth, "sampler": sampler}
+    expected = reference(tiny_bundle, tiny_model, frames, **asked)
     assert found.shape == (frames, 16, 16, 3)
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -113,6 +130,7 @@ def test_clips_come_in_order_and_cover_the_video(tiny_bundle: Path) -> None:
     starts = [clip.first_frame for clip in clips]
     assert starts == np.cumsum([0] + [len(clip.frames) for clip in clips])[:-1].tolist()
     assert sum(len(clip.frames) for clip in clips) == 50
+    assert all(clip.frames.base is None for clip in clips)  # what is not theirs is not kept in memory
 
 
 def test_a_video_can_be_iterated_again_and_renders_the_same(tiny_bundle: Path) -> None:
