@@ -11,7 +11,7 @@ from importlib import resources
 from nuwaxl.bench.costs import load_costs, measured_costs
 from nuwaxl.bench.html_report import html_report
 from nuwaxl.bench.measure import peak_rss_mib, run, versions
-from nuwaxl.bench.outputs import Outputs, check_outputs, write_file
+from nuwaxl.bench.outputs import Outputs, check_outputs
 from nuwaxl.bench.report import SCHEMA, Result, point_tables, print_points
 from nuwaxl.bench.scaling import ArComparison, SimulatedPoint
 from nuwaxl.bench.sheet import ContactSheet
@@ -24,6 +24,7 @@ from nuwaxl.engine.cli import add_render_arguments
 from nuwaxl.engine.devices import available_cores
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import resolve, resolve_schedule
+from nuwaxl.files import write_file
 
 PROG = "nuwaxl-bench"
 DEFAULT_FRAMES = 1024

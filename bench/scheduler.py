@@ -16,13 +16,12 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from nuwaxl.bench.measure import lower_bound_s, peak_rss_mib
-from nuwaxl.bench.outputs import write_file
 from nuwaxl.cli import Parser, run, say
 from nuwaxl.engine._core import CostModel, Plan, simulate
 from nuwaxl.errors import NuwaxlError
+from nuwaxl.files import check_file, write_file
 
 PROG = "python -m nuwaxl.bench.scheduler"
 LENGTH = 16
@@ -160,6 +159,7 @@ def cost(devices: int, segments: int) -> Cost:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    json_file = None if arguments.json is None else check_file(arguments.json)
     costs = [cost(64, arguments.segments)]
     say(f"{'scheduling':<16}{'devices':>8}{'segments':>10}{'us/segment':>12}{'bytes/segment':>15}")
     for spent in costs:
@@ -181,13 +181,13 @@ def _bench(arguments: argparse.Namespace) -> None:
                 )
     figures: list[Cost | Makespan] = [*costs, *makespans]
     missed = sum(figure.missed for figure in figures)
-    if arguments.json is not None:
+    if json_file is not None:
         table = {
             "costs": [asdict(spent) for spent in costs],
             "makespans": [asdict(took) for took in makespans],
             "missed": missed,
         }
-        write_file(Path(arguments.json), (json.dumps(table, indent=1) + "\n").encode())
+        write_file(json_file, (json.dumps(table, indent=1) + "\n").encode())
     if missed:
         raise NuwaxlError(f"{missed} of {len(figures)} figures are over their limits")
 

@@ -61,14 +61,6 @@ def encodable_text(name: str, value: Any, *, fix: str) -> str:
     raise InputError(expected=f"text as {name}", found=shown(value), fix=fix)
 
 
-def is_file_name(value: Any) -> bool:
-    """Whether this is a name that a file can have: no NUL in it, and nothing that the file system cannot encode."""
-    try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value) and value != ""
-    except UnicodeEncodeError:
-        return False
-
-
 def read_text(file: Path, what: str) -> str:
     """The text of a file in UTF-8, without the mark that editors on Windows put in front; `what` names it in errors.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.engine.checks import is_file_name, read_text, shown
+from nuwaxl.engine.checks import read_text, shown
 from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.request import Policy, Task
@@ -14,6 +14,7 @@ from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
 from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.files import is_file_name
 from nuwaxl.formats import parse_json
 
 SCHEMA = "nuwaxl-jobs/1"

@@ -22,8 +22,9 @@ from nuwaxl.engine.bundle_schema import (
     TensorSpec,
     required_tensors,
 )
-from nuwaxl.engine.checks import finite_number, is_file_name, shown
+from nuwaxl.engine.checks import finite_number, shown
 from nuwaxl.errors import InputError
+from nuwaxl.files import is_file_name
 
 _REEXPORT = "export the bundle again with nuwaxl-export"
 

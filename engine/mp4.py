@@ -10,8 +10,8 @@ from types import ModuleType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from nuwaxl.engine.checks import is_file_name, shown
 from nuwaxl.errors import InputError, RenderError
+from nuwaxl.files import is_file_name, link_target
 
 _CRF = "14"  # visually lossless for small pictures
 
@@ -25,7 +25,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     _load_av()
     file = Path(path)
     if not is_file_name(os.fspath(path)):
-        raise InputError(expected="a name for the output file", found=shown(os.fspath(path)), fix="give another name")
+        raise InputError(expected="a name for the output file", found=repr(os.fspath(path)), fix="give another name")
     if file.suffix.lower() != ".mp4":
         raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
     if os.path.isdir(file):  # unlike Path.is_dir, never raises, whatever the name
@@ -39,11 +39,6 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         )
     _unfinished(target).unlink()
     return file
-
-
-def link_target(file: Path) -> Path:
-    """What a symbolic link points to, which is replaced where it stays; any other file itself."""
-    return Path(os.path.realpath(file)) if os.path.islink(file) else file
 
 
 class Mp4Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -120,9 +121,10 @@ def check_output(out: Path, force: bool) -> None:
     Raises:
         InputError: it is a file, or it is not empty and `force` is not given, or with `force` holds no bundle.
     """
-    if out.exists() and not out.is_dir():
+    # os.path rather than Path's methods: those raise where a name is too long.
+    if os.path.exists(out) and not os.path.isdir(out):
         raise InputError(expected=f"a directory to write at {out}", found="a file", fix="give another OUT_DIR")
-    if out.is_dir() and any(out.iterdir()):
+    if os.path.isdir(out) and any(out.iterdir()):
         if not force:
             raise InputError(
                 expected=f"an empty or absent directory {out}", found="files in it", fix="give another, or --force"

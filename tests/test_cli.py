@@ -35,6 +35,11 @@ def python(
         (InputError(expected="a", found="b", fix="c\nd"), 2, "x: error: expected a; found b; c d\n"),
         (RenderError("no\nway"), 1, "x: error: no way\n"),
         (KeyboardInterrupt(), 130, "x: interrupted\n"),
+        (
+            OSError(28, "no room", "f"),
+            1,
+            "x: error: writing f failed: No space left on device; make room on the disk\n",
+        ),
     ],
 )
 def test_each_end_has_its_status_and_at_most_one_line(
@@ -51,6 +56,8 @@ def test_each_end_has_its_status_and_at_most_one_line(
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run("x", lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        run("x", lambda: Path("no/such/file").read_bytes())
 
 
 def test_output_that_nobody_reads_is_status_1_without_a_word() -> None:
@@ -61,7 +68,7 @@ def test_output_that_nobody_reads_is_status_1_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always out of space")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full, which is always out of space")
 def test_output_without_room_is_status_1_and_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = python("sys.exit(run('x', lambda: say('written')))", stdout=full)

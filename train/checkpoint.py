@@ -13,14 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.formats import parse_json
 
 _PREFIX = "step_"
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+    """Write a safetensors file. Raises NuwaxlError if there is no room for it."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise NuwaxlError(f"writing {path} failed: {error}; make room on the disk, then go on by --resume") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -134,7 +138,12 @@ def pack(model: Path, out: Path) -> int:
         )
     if out.exists():
         raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder that can be made at {out}", found=error.strerror or str(error), fix="name another"
+        ) from error
     for path in sorted(model.iterdir()):
         if path.suffix == ".safetensors":
             save_weights({name: tensor.half() for name, tensor in load_weights(path).items()}, out / path.name)

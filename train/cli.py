@@ -9,26 +9,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nuwaxl.cli import Parser, positive_int, run, say
-from nuwaxl.errors import NuwaxlError
+from nuwaxl.errors import InputError
+from nuwaxl.files import check_file
 from nuwaxl.train.data.cli import add_data_commands, require_torch, run_data_command
 from nuwaxl.train.presets import PRESETS
 
 _DESCRIPTION = """\
 Train the networks of NUWA-XL on a folder of long, captioned videos.
 
-A full run, from nothing to weights that nuwaxl-export takes:
+From nothing to weights that nuwaxl-export takes; train/demo/README.md has the demo's stages and their configurations:
   nuwaxl-train data cartoon out/cartoons --episodes 96
-  nuwaxl-train tklvae train/demo/klvae.toml        the image autoencoder
-  nuwaxl-train tklvae train/demo/klvae_sharp.toml  its second stage
-  nuwaxl-train tklvae train/demo/tklvae.toml       its temporal layers
-  nuwaxl-train mtd    train/demo/mtd.toml          the diffusion; writes OUT/model/
+  nuwaxl-train tklvae CONFIG.toml  the image autoencoder, then from its weights the temporal layers
+  nuwaxl-train mtd CONFIG.toml     the diffusion; writes OUT/model/
 
 On several GPUs, or processes on CPUs, the same command after "accelerate launch": each takes its share of each batch.
 """
 
 
+_EPILOG = """\
+exit status: 0 all was done, 1 it failed, 2 bad arguments or input, 130 interrupted; nuwaxl-train COMMAND --help says
+more of a command, docs/training.md of the configuration"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="nuwaxl-train", description=_DESCRIPTION)
+    parser = Parser(prog="nuwaxl-train", description=_DESCRIPTION, epilog=_EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (("tklvae", 'train T-KLVAE (or, with temporal = "none", the image KLVAE)'), ("mtd", "train MTD")):
         command = commands.add_parser(
@@ -82,8 +86,8 @@ def _require_accelerate() -> None:
     try:
         import accelerate  # noqa: F401
     except ImportError as error:
-        raise NuwaxlError(
-            "expected Hugging Face Accelerate for training; found none; install it by: pip install 'nuwaxl[train]'"
+        raise InputError(
+            expected="Hugging Face Accelerate for training", found=str(error), fix="pip install 'nuwaxl[train]'"
         ) from error
 
 
@@ -133,7 +137,8 @@ def _describe(arguments: argparse.Namespace) -> None:
 def _curve(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.curve import draw, read_log
 
-    draw(read_log(arguments.log, arguments.figures), arguments.out)
+    out = check_file(arguments.out, ".png")
+    draw(read_log(arguments.log, arguments.figures), out)
     say(arguments.out)
 
 

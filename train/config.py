@@ -43,7 +43,13 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        try:
+            float(value)
+        except OverflowError:
+            return False
+        return True
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 

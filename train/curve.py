@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from nuwaxl.errors import InputError
+from nuwaxl.files import write_file
 from nuwaxl.formats import parse_json
 
 _SIZE = (960, 480)
@@ -19,8 +21,8 @@ _COLOURS = ("#1f4e9c", "#c2410c", "#15803d", "#7e22ce")
 def read_log(path: Path, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """(step, value) of each named figure. Raises InputError if the log lacks one."""
     try:
-        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        lines = [dict(parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(expected=f"a training log at {path}", found=str(error), fix="name a log.jsonl") from error
     curves = {name: [(line["step"], line[name]) for line in lines if name in line] for name in names}
     for name, points in curves.items():
@@ -59,4 +61,6 @@ def draw(curves: dict[str, list[tuple[float, float]]], out: Path) -> None:
         colour = _COLOURS[number % len(_COLOURS)]
         pen.line([place(step, value) for step, value in points], fill=colour, width=2)
         pen.text((left + width - 8, top + 8 + 20 * number), name, fill=colour, font=font, anchor="rt")
-    image.save(out)
+    picture = BytesIO()
+    image.save(picture, "PNG")
+    write_file(out, picture.getvalue())

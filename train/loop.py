@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
     out = Path(run.out)
     previous = check_output(run, resume)
     configuration: dict[str, Any] = {"run": dataclasses.asdict(run), **task.configuration()}
+    out.mkdir(parents=True, exist_ok=True)
     update = Update(task, run, processes)
     averages = Averages(task.modules, run.ema_decay)
     saved = dict(task.modules)
@@ -88,12 +90,16 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         check_unchanged(previous, {"run": dataclasses.asdict(run)})
     if run.tensorboard:
         check_tensorboard()
+    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             expected=f"a writable output folder {out}", found=error.strerror or str(error), fix="name another by --out"
         ) from error
+    with contextlib.suppress(OSError):  # another process of this training may use it already
+        for folder in made:  # nothing is left of a training that is refused later
+            folder.rmdir()
     return previous
 
 

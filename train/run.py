@@ -14,6 +14,7 @@ import torch
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_toml
 from nuwaxl.train.config import require, require_positive
+from nuwaxl.train.devices import torch_device
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,14 @@ class RunConfig:
             require(getattr(self, key) >= 0, f"[run] {key}", "0 or more", getattr(self, key))
         for key in ("learning_rate", "clip"):
             require(getattr(self, key) > 0, f"[run] {key}", "above 0", getattr(self, key))
+        require(math.isfinite(self.learning_rate), "[run] learning_rate", "finite", self.learning_rate)
         require(0 <= self.ema_decay < 1, "[run] ema_decay", "at least 0 and below 1", self.ema_decay)
 
     def torch_device(self) -> torch.device:
         """The device asked for; "auto" is a GPU where torch sees one, unless `accelerate launch --cpu` started this."""
-        name = self.device
-        if name == "auto":
-            wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-            name = "cuda" if torch.cuda.is_available() and not wants_cpu else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise InputError(
-                expected="a device such as auto, cpu or cuda", found=repr(self.device), fix="change [run] device"
-            ) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(expected="a CUDA device", found="none that torch sees", fix='use device = "cpu"')
-        return device
+        wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        name = "cpu" if self.device == "auto" and wants_cpu else self.device
+        return torch_device(name, "[run] device")
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """The context in which networks and losses are computed."""

@@ -1,6 +1,7 @@
 """What the command-line tools share: one-line errors, exit statuses, and argument types."""
 
 import argparse
+import errno
 import math
 import os
 import signal
@@ -15,6 +16,9 @@ from typing import Any, NoReturn
 from nuwaxl.errors import InputError, NuwaxlError
 
 MOST_DIGITS = 20  # those of 2**64 - 1
+
+# A disk that is full, read-only or broken is no bug.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -55,6 +59,11 @@ def run(prog: str, command: Callable[[], None]) -> int:
         except BrokenPipeError:
             _discard_output()
             return EXIT_FAILED
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            named = f"writing {error.filename} failed" if error.filename else "writing failed"
+            return _fail(prog, NuwaxlError(f"{named}: {os.strerror(error.errno)}; make room on the disk"), EXIT_FAILED)
         except Terminated:
             print(f"{prog}: terminated", file=sys.stderr)
             return EXIT_TERMINATED

@@ -88,6 +88,7 @@ def test_an_output_that_holds_files_is_left_alone(refused, checkpoint: Path, tmp
 def test_an_output_that_cannot_be_made_is_refused(refused, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "writable place" in refused(checkpoint, out=tmp_path / "file" / "out")
+    assert "writable place" in refused(checkpoint, out=tmp_path / ("a" * 300))
 
 
 def test_options_that_do_not_fit_the_model_are_refused(refused, checkpoint: Path) -> None:

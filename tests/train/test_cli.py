@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.cli import main
 from nuwaxl.train.config import ModelConfig
+from nuwaxl.train.devices import torch_device
 from nuwaxl.train.networks.mtd import MTD
 
 TKLVAE_TABLE = """
@@ -59,6 +62,9 @@ log_every = 1
 checkpoint_every = 2
 device = "cpu"
 """
+
+
+RUN = '[run]\ndata = "no/such"\nout = "a/y"\nsteps = 1\nbatch_size = 1\nlearning_rate = {rate}\n'
 
 
 @pytest.fixture(scope="module")
@@ -186,19 +192,60 @@ def test_latents_of_a_folder_or_by_weights_that_cannot_be_used_are_status_2(
         ('[run]\ndata = "x"\n', "missing 4 required"),
         ('[run]\ndata = "x"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\ncolour = 3\n', "colour"),
         ('[run]\ndata = "no/such"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\n', "no/such"),
+        (RUN.format(rate="inf"), "learning_rate to be finite"),
+        (RUN.format(rate="nan"), "learning_rate to be above 0"),
+        pytest.param(RUN.format(rate="9" * 400), "learning_rate", id="a rate of 400 digits"),
+        pytest.param(RUN.format(rate="9" * 5000), "a TOML file", id="a rate of 5000 digits"),
+        pytest.param("x = " + "[" * 20_000, "nested too deeply", id="nested"),
     ],
 )
 def test_bad_configurations_are_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.toml"
     path.write_text(text)
     assert main(["tklvae", str(path)]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+    assert list(tmp_path.iterdir()) == [path]  # no output folder either
 
 
 def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mtd", str(tmp_path / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("foo", "found 'foo'"), ("meta", "the device meta; found none that torch sees")]
+)
+def test_a_device_that_torch_does_not_see_is_refused(device: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        torch_device(device, "--device")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
+    assert torch_device("auto", "--device").type == "cpu"
+    with pytest.raises(InputError, match='use "cpu" for --device'):
+        torch_device("cuda:1", "--device")
+
+
+@pytest.mark.parametrize("package", ["torch", "accelerate"])
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["tklvae", str(tmp_path / "config.toml")]) == 2
+    assert capsys.readouterr().err.endswith("pip install 'nuwaxl[train]'\n")
+
+
+def test_a_model_cannot_be_packed_where_nothing_can_be_made(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert main(["pack", str(trained / "mtd" / "model"), str(tmp_path / "file" / "out")]) == 2
+
+
+def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(NuwaxlError, match=r"writing .* failed: .*--resume"):
+        checkpoint.save_weights({"weight": torch.zeros(4)}, tmp_path / "absent" / "weights.safetensors")

@@ -91,6 +91,6 @@ def _parse(line: str, where: str) -> tuple[int, str]:
             found=repr(frame),
             fix=f"write {example}",
         )
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(expected=f"a text in {where}", found=repr(text), fix=f"write {example}")
     return frame, text.strip()

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nuwaxl.cli import positive_int, say
 from nuwaxl.errors import InputError, NuwaxlError
-
-if TYPE_CHECKING:
-    import torch
+from nuwaxl.files import check_file, write_file
 
 _CHECK = """\
 Check every video (.mp4, .mkv, .webm) of FOLDER and the captions beside it (same name, .jsonl).
@@ -68,29 +65,13 @@ def run_data_command(arguments: argparse.Namespace) -> None:
 
 
 def require_torch() -> None:
-    """Raises NuwaxlError if PyTorch is not installed."""
+    """Raises InputError if PyTorch is not installed."""
     try:
         import torch  # noqa: F401  (asked for here, so that its absence is one clear line)
     except ImportError as error:
-        raise NuwaxlError(
-            "expected PyTorch for training; found none; install it by: pip install 'nuwaxl[train]'"
-        ) from error
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
         raise InputError(
-            expected="a device such as auto, cpu or cuda", found=repr(name), fix="change --device"
+            expected="PyTorch for training", found=str(error), fix="pip install 'nuwaxl[train]'"
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(expected="a CUDA device", found="none that torch sees", fix="use --device cpu")
-    return device
 
 
 def _cartoon(arguments: argparse.Namespace) -> None:
@@ -104,12 +85,10 @@ def _check(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.data.check import check_folder, table, to_json
 
-    out: Path | None = arguments.json
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the videos are decoded
-        raise InputError(expected=f"a file that can be written at {out}", found="none", fix="name another")
+    out = None if arguments.json is None else check_file(arguments.json)  # before the videos are decoded
     reports = check_folder(arguments.folder, not arguments.quick, sys.stderr.isatty())
     if out is not None:
-        out.write_text(to_json(arguments.folder, not arguments.quick, reports), encoding="utf-8")
+        write_file(out, to_json(arguments.folder, not arguments.quick, reports).encode())
     say(table(reports))
     unusable = [report.video for report in reports if not report.usable]
     if unusable:
@@ -123,8 +102,9 @@ def _caption(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.data.captioner import Captioner, check_model, digest
     from nuwaxl.train.data.captioning import caption_folder
+    from nuwaxl.train.devices import torch_device
 
-    device = _device(arguments.device)
+    device = torch_device(arguments.device, "--device")
     check_model(arguments.model)
     outcome = caption_folder(
         arguments.folder,
@@ -144,9 +124,11 @@ def _caption(arguments: argparse.Namespace) -> None:
 def _latents(arguments: argparse.Namespace) -> None:
     require_torch()
     from nuwaxl.train.cache_latents import cache_latents
+    from nuwaxl.train.devices import torch_device
 
     paths = cache_latents(
-        arguments.folder, arguments.config, arguments.tklvae, arguments.out, _device(arguments.device),
+        arguments.folder, arguments.config, arguments.tklvae, arguments.out,
+        torch_device(arguments.device, "--device"),
         sys.stderr.isatty(),
     )  # fmt: skip
     size = sum(path.stat().st_size for path in paths)

@@ -1,0 +1,82 @@
+"""Files that tools leave: checked before the work, never half written."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nuwaxl.errors import InputError, RenderError
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether this is a name that a file can have: no NUL in it, and nothing that the file system cannot encode."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value) and value != ""
+    except UnicodeEncodeError:
+        return False
+
+
+def link_target(file: Path) -> Path:
+    """What a symbolic link points to, which is replaced where it stays; any other file itself."""
+    return Path(os.path.realpath(file)) if os.path.islink(file) else file
+
+
+def check_file(name: str | os.PathLike[str], suffix: str = "") -> Path:
+    """Check that a file can be written there, leaving nothing; gives the name as a path.
+
+    Raises:
+        InputError: another suffix, a missing or unwritable folder, or something there that is not a file.
+    """
+    name = os.fspath(name)
+    # os.path rather than Path's methods: those raise where a name is too long or a folder is closed to us.
+    path = Path(name)
+    if not is_file_name(name):
+        raise InputError(expected="a name for the output file", found=repr(name), fix="give another name")
+    if not path.name.lower().endswith(suffix):
+        raise InputError(expected=f"an output file ending in {suffix}", found=name, fix="rename it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        found = "a directory" if os.path.isdir(path) else "something that is not a regular file"
+        raise InputError(expected=f"a file to write at {path}", found=found, fix="give another name")
+    if not os.path.isdir(path.parent):
+        raise InputError(
+            expected=f"an existing folder {path.parent} to write {path.name} in",
+            found="none",
+            fix="create the folder",
+        )
+    try:
+        with _unfinished(link_target(path)):
+            pass
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {path.parent} that can be written",
+            found=error.strerror or str(error),
+            fix="give another folder or change its permissions",
+        ) from error
+    return path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is complete; one that exists is replaced.
+
+    Raises:
+        RenderError: the file system fails.
+    """
+    path = link_target(path)
+    try:
+        with _unfinished(path) as part:
+            part.write_bytes(content)
+            part.replace(path)
+    except OSError as error:
+        raise RenderError(f"writing {path} failed: {error}; check the free space of the disk") from error
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` under a name of its own, which is gone afterwards."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.touch()
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
