@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nuwaxl.engine import Bundle, Engine, Story
+from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import demo_bundle
 from nuwaxl.engine.story import Scene
 
@@ -23,10 +24,24 @@ WAYS = {
 }
 
 
+@pytest.fixture
+def batches_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are as large as they may be, though on a CPU measured costs mostly ask for batches of one."""
+
+    def measured(runner: object, network: object, max_batch: int, check: object) -> CostModel:
+        return CostModel([1, 16], [1.0, 1.1])
+
+    monkeypatch.setattr("nuwaxl.engine.costs.measure", measured)
+    monkeypatch.setenv("NUWAXL_CACHE", str(tmp_path))
+
+
 def render(frames: int, steps: int | None, devices: str, max_batch: int, policy: str) -> np.ndarray:
     with Engine.open(devices=devices) as engine:
         video = engine.render(STORY, frames=frames, steps=steps, seed=3, max_batch=max_batch, policy=policy)  # type: ignore[arg-type]
-        return np.concatenate([clip.frames for clip in video])
+        pictures = np.concatenate([clip.frames for clip in video])
+    largest = max(len(batch.segments) for batch in video.stats.batches)
+    assert (largest > 1) == (max_batch > 1)
+    return pictures
 
 
 def assert_the_same_however_it_is_run(frames: int, steps: int | None) -> None:
@@ -39,11 +54,13 @@ def assert_the_same_however_it_is_run(frames: int, steps: int | None) -> None:
         assert difference.max() <= 1, f"{name}: {difference.max()} of 255 in {(difference > 1).sum()} values"
 
 
+@pytest.mark.usefixtures("batches_pay")
 def test_pixels_do_not_depend_on_devices_batches_or_policy() -> None:
     assert_the_same_however_it_is_run(frames=46, steps=4)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("batches_pay")
 def test_pixels_of_three_depths_at_full_steps_do_not_either() -> None:
     assert_the_same_however_it_is_run(frames=480, steps=None)
 
