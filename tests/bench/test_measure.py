@@ -33,10 +33,10 @@ def test_the_lower_bound_of_plans_worked_out_by_hand(
 
 
 def test_the_diffusion_times_are_the_fastest_call_alone_and_the_lowest_share_of_a_segment() -> None:
-    calls = [StepRecord(1, 12.0), StepRecord(1, 10.0), StepRecord(4, 30.0), StepRecord(2, 18.0)]
+    calls = [StepRecord(1, 12.0), StepRecord(1, 10.0), StepRecord(4, 30.0), StepRecord(2, 9.0)]
     alone_s, cheapest_s = diffusion_times_s(iter(calls), steps=20)
     assert alone_s == pytest.approx(0.2)
-    assert cheapest_s == pytest.approx(20 * 0.0075)
+    assert cheapest_s == pytest.approx(20 * 0.0045)
 
 
 def test_where_batches_cost_more_a_segment_alone_is_the_cheapest() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from nuwaxl.bench.report import Result
 from nuwaxl.engine import RenderStats
-from nuwaxl.engine.stats import BatchRecord, StepRecord
+from nuwaxl.engine.stats import BatchRecord, Recorder, StepRecord
 
 # Seven segments at three depths on two devices; a step takes 10 ms alone, and 20 ms in a batch of four.
 STATS = RenderStats(
@@ -59,3 +59,9 @@ def test_the_document_holds_them_all(result: Result) -> None:
     assert document["lower_bound_s"] == 0.3
     assert document["batches"][3]["segments"] == [3, 4, 5, 6]
     assert "simulate" not in document
+
+
+def test_a_step_is_recorded_in_milliseconds() -> None:
+    recorder = Recorder()
+    recorder.step(2, 0.5)
+    assert recorder.steps_ms == [StepRecord(2, 500.0)]

@@ -110,6 +110,14 @@ def test_segments_that_join_and_leave_between_steps_are_denoised_as_they_would_b
         np.testing.assert_allclose(made, alone(segment), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_worker_has_its_threads_which_spin_only_where_it_is_alone(tiny_bundle: Path, threads: int) -> None:
+    runner = OnnxRuntimeRunner(Bundle.open(tiny_bundle), Worker("cpu#0", threads, alone=threads == 1))
+    assert (runner._options.intra_op_num_threads, runner._options.inter_op_num_threads) == (threads, 1)
+    spinning = runner._options.get_session_config_entry("session.intra_op.allow_spinning")
+    assert spinning == ("1" if threads == 1 else "0")
+
+
 def test_encode_and_decode_are_inverse_in_this_bundle(runner: OnnxRuntimeRunner) -> None:
     video = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), dtype=np.uint8)
     video = video.repeat(2, axis=2).repeat(2, axis=3)
