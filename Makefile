@@ -83,7 +83,7 @@ $(VENV)/.installed: $(BIN)/python $(NATIVE)
 $(VENV)/.installed-dev: $(BIN)/python $(NATIVE)
 	@echo "Installing nuwaxl and what development needs into $(VENV) ..."
 	@$(PIP) install $(TORCH)
-	@$(PIP) install --editable ".[cpu,train,export,dev]"
+	@$(PIP) install --editable ".[cpu,train,export,tensorrt-rtx,dev]"
 	@touch $(VENV)/.installed $@
 
 SANITIZE_plain :=

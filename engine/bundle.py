@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from nuwaxl.engine.bundle_schema import (
     Graph,
     Manifest,
     Network,
+    Plan,
     PrecisionName,
     Sampler,
 )
-from nuwaxl.engine.manifest_json import check_graphs, manifest_from_json
+from nuwaxl.engine.manifest_json import check_graphs, check_plans, manifest_from_json
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
 
@@ -46,26 +47,10 @@ class Bundle:
             InputError: not a bundle, a newer format version, a missing file, or a changed byte.
         """
         folder = Path(path)
-        if not os.path.isdir(folder):  # unlike Path.is_dir, never raises, whatever the name
-            found = "a file" if os.path.exists(folder) else "nothing there"
-            raise InputError(expected=f"a bundle directory at {folder}", found=found, fix=_EXPORT_HINT)
-        manifest_path = folder / MANIFEST_FILE
-        try:
-            content = manifest_path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                expected=f"a readable {manifest_path}", found=error.strerror or str(error), fix=_EXPORT_HINT
-            ) from error
-        try:
-            value = parse_json(content)
-        except ValueError as error:
-            raise InputError(
-                expected=f"JSON in {manifest_path}", found=str(error), fix="export the bundle again"
-            ) from error
-        manifest = manifest_from_json(value, str(manifest_path))
+        manifest, sha256 = _read_manifest(folder)
         for name, entry in manifest.files.items():
             _verify(folder / name, entry)
-        return cls(path=folder, manifest=manifest, sha256=hashlib.sha256(content).hexdigest())
+        return cls(path=folder, manifest=manifest, sha256=sha256)
 
     def file(self, graph: str) -> Path:
         """Path of a graph's ONNX file. Large weights lie beside it, in the file `Graph.data` names."""
@@ -75,6 +60,32 @@ class Bundle:
     def tokenizer(self) -> Path:
         """Path of the tokenizer."""
         return self.path / TOKENIZER_FILE
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle, checked; the files it lists are not read.
+
+    Raises:
+        InputError: not a bundle, or a newer format version.
+    """
+    return _read_manifest(folder)[0]
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest and the sha256 of its file."""
+    if not os.path.isdir(folder):  # unlike Path.is_dir, never raises, whatever the name
+        found = "a file" if os.path.exists(folder) else "nothing there"
+        raise InputError(expected=f"a bundle directory at {folder}", found=found, fix=_EXPORT_HINT)
+    path = folder / MANIFEST_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(expected=f"a readable {path}", found=error.strerror or str(error), fix=_EXPORT_HINT) from error
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise InputError(expected=f"JSON in {path}", found=str(error), fix="export the bundle again") from error
+    return manifest_from_json(value, str(path)), hashlib.sha256(content).hexdigest()
 
 
 def write_manifest(
@@ -95,7 +106,11 @@ def write_manifest(
             have.
     """
     folder = Path(directory)
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name != MANIFEST_FILE)
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / MANIFEST_FILE and not path.name.startswith(".")
+    )
     manifest = Manifest(
         name=name,
         producer=dict(producer),
@@ -104,14 +119,46 @@ def write_manifest(
         diffusion=diffusion,
         sampler=sampler,
         graphs=dict(graphs),
-        files={file: FileEntry(_sha256(folder / file), (folder / file).stat().st_size) for file in names},
+        files={file: _entry(folder / file) for file in names},
     )
     check_graphs(manifest, str(folder))
+    _replace_manifest(folder, manifest)
+    return manifest
+
+
+def write_plans(directory: str | os.PathLike[str], plans: Sequence[Plan]) -> Manifest:
+    """Make these the plans of a bundle whose manifest is there; their files lie there already. Files of other plans are
+    listed no longer, and the manifest changes in one moment.
+
+    Raises:
+        InputError: not a bundle, or a plan without its file or of no graph.
+    """
+    folder = Path(directory)
+    manifest = read_manifest(folder)
+    dropped = {plan.file for plan in manifest.plans} - {plan.file for plan in plans}
+    files = {name: entry for name, entry in manifest.files.items() if name not in dropped}
+    for plan in plans:
+        files[plan.file] = _entry(folder / plan.file)
+    manifest = replace(manifest, files=files, plans=tuple(plans))
+    check_plans(manifest, str(folder))
+    _replace_manifest(folder, manifest)
+    return manifest
+
+
+def _replace_manifest(folder: Path, manifest: Manifest) -> None:
     text = json.dumps(manifest.to_json(), indent=1, sort_keys=True) + "\n"
     unfinished = folder / f".{MANIFEST_FILE}.part"
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(folder / MANIFEST_FILE)
-    return manifest
+
+
+def _entry(path: Path) -> FileEntry:
+    try:
+        return FileEntry(_sha256(path), path.stat().st_size)
+    except OSError as error:
+        raise InputError(
+            expected=f"a readable file {path}", found=error.strerror or str(error), fix="build the plans again"
+        ) from error
 
 
 def demo_bundle() -> Path:

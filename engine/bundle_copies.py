@@ -62,6 +62,7 @@ def _write(folder: Path, files: Mapping[str, Any], fetch: Callable[[Any], Any]) 
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part-"))
     try:
         for name, reference in files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             fetch(reference).tofile(part / name)
         os.rename(part, folder)
     finally:

@@ -88,6 +88,23 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A TensorRT engine in the bundle: one graph built for some GPUs (plans.py). All but `file` and `accepted_on` goes
+    into the key that names the file."""
+
+    graph: str
+    file: str
+    runtime: str  # "tensorrt" or "tensorrt-rtx"
+    version: str  # of the runtime; a plan runs on no other
+    sm: tuple[int, ...]  # compute capabilities without the dot, 89 for 8.9
+    batches: tuple[int, ...]  # one optimisation profile each, in this order
+    flags: tuple[str, ...]  # of the build, sorted: "refit"
+    graph_sha256: str  # of the graph it was built from, weights included
+    kernels_sha256: str  # of the kernels that it holds as plugins, "" for none
+    accepted_on: str  # the GPU on which its answers were compared with ONNX Runtime's, "" for none yet
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of manifest.json, checked."""
 
@@ -99,10 +116,14 @@ class Manifest:
     sampler: Sampler
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
+    plans: tuple[Plan, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        """The manifest as plain JSON values. A bundle without plans says nothing of them."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        if not self.plans:
+            del values["plans"]
+        return values
 
 
 def required_tensors(network: Network) -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:

@@ -17,6 +17,7 @@ from nuwaxl.engine.bundle_schema import (
     Graph,
     Manifest,
     Network,
+    Plan,
     PrecisionName,
     Sampler,
     TensorSpec,
@@ -50,6 +51,7 @@ def manifest_from_json(value: object, where: str) -> Manifest:
         )
     if type(version) is not int or version < 1:
         raise _bad(f"bundle format version {FORMAT_VERSION} in {where}", f"{version!r}", _REEXPORT)
+    table = {"plans": [], **table}  # the one key that may be missing
     _keys(table, {"format", "format_version", *(f.name for f in fields(Manifest))}, where)
     producer = _table(table["producer"], f"producer in {where}")
     manifest = Manifest(
@@ -67,8 +69,10 @@ def manifest_from_json(value: object, where: str) -> Manifest:
             key: _file(key, item, f"files.{key} in {where}")
             for key, item in _table(table["files"], f"files in {where}").items()
         },
+        plans=_plans(table["plans"], f"plans in {where}"),
     )
     check_graphs(manifest, where)
+    check_plans(manifest, where)
     return manifest
 
 
@@ -110,6 +114,19 @@ def _check_state(manifest: Manifest, where: str) -> None:
     if made != taken:
         differing = sorted(name for name in made.keys() | taken.keys() if made.get(name) != taken.get(name))
         raise _bad(f"the outputs of prepare to be inputs of step in {where}", f"differing {differing}", _REEXPORT)
+
+
+def check_plans(manifest: Manifest, where: str) -> None:
+    """Refuse plans of graphs that there are none of, or without their file.
+
+    Raises:
+        InputError: naming the plan.
+    """
+    for plan in manifest.plans:
+        if plan.graph not in manifest.graphs:
+            raise _bad(f"plans of the graphs {sorted(manifest.graphs)} in {where}", repr(plan.graph), _REEXPORT)
+        if plan.file not in manifest.files:
+            raise _bad(f"{plan.file} among the files of {where}", f"{sorted(manifest.files)}", _REEXPORT)
 
 
 def _bad(expected: str, found: str, fix: str) -> InputError:
@@ -224,10 +241,37 @@ def _tensors(value: object, where: str) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def _plans(value: object, where: str) -> tuple[Plan, ...]:
+    if not isinstance(value, list | tuple):
+        raise _bad(f"a list for {where}", type(value).__name__, _REEXPORT)
+    plans = []
+    for item in value:
+        table = _table(item, where)
+        _keys(table, {field.name for field in fields(Plan)}, where)
+        values: dict[str, Any] = {}
+        for field in fields(Plan):
+            found = table[field.name]
+            if field.type is str:
+                values[field.name] = _string(found, f"{field.name} of {where}")
+                continue
+            kind = str if field.name == "flags" else int
+            if not isinstance(found, list | tuple) or not all(type(each) is kind for each in found):
+                raise _bad(f"a list of {kind.__name__} for {field.name} of {where}", repr(found), _REEXPORT)
+            values[field.name] = tuple(found)
+        plans.append(Plan(**values))
+    return tuple(plans)
+
+
 def _file(name: str, value: object, where: str) -> FileEntry:
     entry = _record(FileEntry, value, where)
-    if not is_file_name(name) or "/" in name or "\\" in name or name in (".", "..", MANIFEST_FILE):
-        raise _bad(f"names of files beside manifest.json for {where}", repr(name), _REEXPORT)
+    parts = name.split("/")
+    if (
+        not is_file_name(name)
+        or "\\" in name
+        or name == MANIFEST_FILE
+        or any(part in ("", ".", "..") for part in parts)
+    ):
+        raise _bad(f"names of files beside or below manifest.json for {where}", repr(name), _REEXPORT)
     if len(entry.sha256) != 64 or entry.bytes < 0:
         raise _bad(f"a sha256 of 64 digits and a size for {where}", f"{entry}", _REEXPORT)
     return entry

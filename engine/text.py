@@ -28,6 +28,11 @@ class PromptTokenizer:
         self._tokenizer.enable_padding(length=prompt_tokens, pad_id=padding["pad_id"], pad_token=padding["pad_token"])
         self._prompt_tokens = prompt_tokens
 
+    @property
+    def size(self) -> int:
+        """Tokens are below it."""
+        return int(self._tokenizer.get_vocab_size())
+
     def __call__(self, prompts: list[str]) -> NDArray[np.int64]:
         """Tokens of prompts, (n, l_p). Prompts that are too long are cut, with one warning for all."""
         counts = [len(encoding.ids) for encoding in self._uncut.encode_batch(prompts)]

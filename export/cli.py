@@ -12,6 +12,7 @@ from nuwaxl.cli import Parser, non_negative_float, non_negative_int, positive_in
 from nuwaxl.engine.bundle_schema import PRECISIONS, SAMPLERS, Sampler
 from nuwaxl.engine.runners.onnxruntime import forbid_telemetry
 from nuwaxl.errors import InputError
+from nuwaxl.export.tensorrt import cli as plan_options
 
 PROG = "nuwaxl-export"
 _NEEDED = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
@@ -22,7 +23,11 @@ Export a trained checkpoint as a bundle: the directory that nuwaxl-render and nu
 CHECKPOINT_DIR holds config.json, tklvae.safetensors, mtd.safetensors, text.safetensors and tokenizer.json.
 OUT_DIR gets five ONNX graphs (text, prepare, step, decode, encode), large weights in files beside them, the
 tokenizer and manifest.json. Each graph is run on ONNX Runtime against torch in float32 first; if any differs by more
-than 1e-4 relative (fp16 1e-2, bf16 6e-2), nothing is written."""
+than 1e-4 relative (fp16 1e-2, bf16 6e-2), nothing is written.
+
+With --target and without OUT_DIR, the first argument is a bundle, and TensorRT plans of its graphs are added to it:
+  nuwaxl-export bundle --target tensorrt-rtx --sm 89,120     (no GPU needed)
+  nuwaxl-export bundle --target tensorrt                     (on the GPU that will run it)"""
 
 _EPILOG = """\
 exit status: 0 the bundle was written, 1 a graph differs from torch, 2 bad arguments or input, 130 interrupted"""
@@ -36,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="what nuwaxl-train wrote")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="the bundle to write; must be empty or absent")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="what nuwaxl-train wrote, or a bundle")
+    parser.add_argument(
+        "out", type=Path, nargs="?", metavar="OUT_DIR", help="the bundle to write; must be empty or absent"
+    )
     parser.add_argument("--name", help="name in the manifest (default: the checkpoint directory's)")
     parser.add_argument(
         "--with-checkpoint",
@@ -58,14 +65,26 @@ def _parser() -> Parser:
         metavar="N",
         help="frames of context on each side of a decoded window (default: 0)",
     )
+    parser.add_argument(
+        "--sm",
+        type=plan_options.numbers,
+        default=(),
+        metavar="LIST",
+        help="with --target tensorrt-rtx, the GPUs to build for: compute capabilities without the dot, 89,120",
+    )
     defaults = parser.add_argument_group("sampler defaults of the bundle (default: those of config.json)")
     defaults.add_argument("--sampler", choices=SAMPLERS)
     defaults.add_argument("--steps", type=positive_int, metavar="N", help="denoising steps a segment")
     defaults.add_argument("--guidance", type=non_negative_float, metavar="X", help="guidance scale")
+    plan_options.add_arguments(parser)
     return parser
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    _check_target(arguments)
+    if arguments.out is None:
+        (plan_options.estimate if arguments.dry_run else plan_options.build)(arguments.checkpoint, arguments)
+        return
     _require_packages()
     # Imported here, so that --help and the message above come without torch.
     from nuwaxl.export.model import CHECKPOINT_FILES, load_model
@@ -96,8 +115,29 @@ def _export(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
         progress=progress,
+        finish=(lambda folder: plan_options.build(folder, arguments)) if arguments.target else lambda _: None,
     )
     say(f"{arguments.out}: written")
+
+
+def _check_target(arguments: argparse.Namespace) -> None:
+    """Refuse combinations of options that say nothing, before any work."""
+    if arguments.out is None and arguments.target is None:
+        raise InputError(
+            expected="OUT_DIR, or --target for a bundle that is there",
+            found="neither",
+            fix="name the bundle to write, or give --target tensorrt-rtx",
+        )
+    if arguments.target is None and (arguments.refit or arguments.refit_from or arguments.dry_run):
+        raise InputError(
+            expected="--target with --refit, --refit-from and --dry-run", found="no --target", fix="give --target"
+        )
+    if arguments.dry_run and arguments.out is not None:
+        raise InputError(
+            expected="a bundle alone for --dry-run, whose graphs are read",
+            found="OUT_DIR",
+            fix="export first, then: nuwaxl-export BUNDLE --target ... --dry-run",
+        )
 
 
 def _require_packages() -> None:

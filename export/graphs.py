@@ -49,7 +49,8 @@ class EncodeGraph(nn.Module):
         self.tklvae = tklvae
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.tklvae.encode(video.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0)
+        # The cast comes first: TensorRT takes uint8 for nothing else.
+        return self.tklvae.encode(video.float().permute(0, 1, 4, 2, 3) / 127.5 - 1.0)
 
 
 class PrepareGraph(nn.Module):

@@ -66,11 +66,14 @@ def export_bundle(
     force: bool = False,
     files: Sequence[Path] = (),
     progress: Callable[[Written], None] = lambda _: None,
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Export every graph of `model`, compare it with torch, and write the bundle `out`, with copies of `files`.
 
     Args:
         external_from: bytes of a graph's weights from which on they lie in a file beside it.
+
+    `finish` is called with the folder of the finished bundle before it takes its name, and may add to it.
 
     Raises:
         InputError: `out` cannot be written, the sampler or the overlap does not fit the model, or a weight not the
@@ -113,6 +116,7 @@ def export_bundle(
             sampler=sampler,
             graphs=graphs,
         )
+        finish(folder)
 
 
 def check_output(out: Path, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +45,7 @@ class OnnxRuntimeRunner:
 
     def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
         """See Runner.encode_text."""
-        prompt: Float32 = self._run("text", {"tokens": tokens})["prompt"]
+        prompt: Float32 = self.run("text", {"tokens": tokens})["prompt"]
         return prompt
 
     def start(self, segments: Segments) -> "OnnxRuntimeDenoising":
@@ -54,7 +54,7 @@ class OnnxRuntimeRunner:
 
     def prepare(self, segments: Segments) -> dict[str, Any]:
         """The step graph's tensors of segments that begin, by name: state, x, history."""
-        state = self._run(
+        state = self.run(
             "prepare",
             {
                 "prompt": segments.prompt,
@@ -67,25 +67,26 @@ class OnnxRuntimeRunner:
 
     def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """One call of the step graph: its inputs and its outputs by name."""
-        return self._run("step", inputs)
+        return self.run("step", inputs)
 
     def decode(self, latents: Float32) -> UInt8:
         """See Runner.decode."""
-        video: UInt8 = self._run("decode", {"latents": latents})["video"]
+        video: UInt8 = self.run("decode", {"latents": latents})["video"]
         return video
 
     def encode(self, video: UInt8) -> Float32:
         """See Runner.encode."""
-        latents: Float32 = self._run("encode", {"video": video})["latents"]
+        latents: Float32 = self.run("encode", {"video": video})["latents"]
         return latents
 
     def close(self) -> None:
         """See Runner.close."""
         self._sessions.clear()
 
-    def _run(self, graph: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """One call of a graph: its inputs and its outputs by name."""
         names = [tensor.name for tensor in self._bundle.manifest.graphs[graph].outputs]
-        return dict(zip(names, self._session(graph).run(names, inputs), strict=True))
+        return dict(zip(names, self._session(graph).run(names, dict(inputs)), strict=True))
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:

@@ -1,0 +1,107 @@
+"""The options of nuwaxl-export that build TensorRT plans, and what the terminal shows meanwhile."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from nuwaxl.cli import positive_int
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.plans import RUNTIMES
+from nuwaxl.export.tensorrt.plans import BATCHES, Options, Step, add_plans, dry_run, options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--target and what belongs to it."""
+    group = parser.add_argument_group("TensorRT plans (docs/tensorrt.md)")
+    group.add_argument("--target", choices=RUNTIMES, help="build plans for this runtime too, into plans/ of the bundle")
+    group.add_argument(
+        "--batches",
+        type=numbers,
+        default=BATCHES,
+        metavar="N,N",
+        help=f"batch sizes of the plans, one optimisation profile each (default: {','.join(map(str, BATCHES))})",
+    )
+    group.add_argument("--refit", action="store_true", help="plans that can take other weights; needs a GPU")
+    group.add_argument(
+        "--refit-from",
+        type=Path,
+        metavar="BUNDLE",
+        help="instead of building, refit the plans of another bundle, built with --refit, with this one's weights",
+    )
+    group.add_argument("--dry-run", action="store_true", help="say what building would take, and build nothing")
+
+
+def build(folder: Path, arguments: argparse.Namespace) -> None:
+    """Build the plans that the arguments ask for into the bundle at `folder`.
+
+    Raises:
+        InputError, BuildError, PlanRefused: see add_plans.
+    """
+    wanted = _options(arguments)
+    with _Terminal() as terminal:
+        if arguments.refit_from is None:
+            add_plans(folder, wanted, progress=terminal)
+        else:
+            # It wants onnx.
+            from nuwaxl.export.tensorrt.refit import refit_plans
+
+            refit_plans(folder, arguments.refit_from, wanted, progress=terminal)
+
+
+def estimate(folder: Path, arguments: argparse.Namespace) -> None:
+    """Print what building into the bundle at `folder` would take."""
+    bundle = Bundle.open(folder)
+    wanted = _options(arguments)
+    print(f"{wanted.runtime} {wanted.version}, SM {', '.join(map(str, wanted.sm))}")
+    for line in dry_run(bundle, wanted):
+        print(line)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return options(arguments.target, arguments.sm, arguments.batches, arguments.refit or bool(arguments.refit_from))
+
+
+class _Terminal:
+    """A bar a plan on stderr where that is a terminal, and a line a plan on stdout."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._drawn = sys.stderr.isatty()
+
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __call__(self, step: Step) -> None:
+        if step.finished:
+            self._close()
+            state = f"accepted on {step.plan.accepted_on}" if step.plan.accepted_on else "unverified: not run yet"
+            made = "there already" if step.kept else f"{step.bytes / 1e6:.1f} MB  {step.seconds:.1f} s"
+            print(f"{step.plan.graph:8} {step.plan.file.split('/')[-1][:12]}  {made}  {state}", flush=True)
+            return
+        if not self._drawn:
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=100, desc=step.plan.graph, unit="%", bar_format="{desc}: {bar} {n:.0f} % {elapsed}")
+        self._bar.set_description(f"{step.plan.graph}: {step.phase}", refresh=False)
+        self._bar.update(100 * step.done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Argument type: whole numbers of at least 1, each once, in order."""
+    return tuple(sorted({positive_int(each.strip()) for each in text.split(",")}))

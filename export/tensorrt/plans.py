@@ -1,0 +1,270 @@
+"""Plans of a bundle: what to build, the builds one by one, the gate, and all of it into the bundle or nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nuwaxl.engine.bundle import Bundle, read_manifest, write_plans
+from nuwaxl.engine.bundle_schema import Manifest, Plan
+from nuwaxl.engine.costs import cache_folder
+from nuwaxl.engine.plans import PLANS_FOLDER, RUNTIMES, graph_sha256, named, without_stale
+from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
+from nuwaxl.errors import InputError
+from nuwaxl.export.tensorrt.build import REFIT, Request
+from nuwaxl.export.tensorrt.builder import Built, build_apart
+from nuwaxl.export.tensorrt.estimate import estimate, graph_size, record
+from nuwaxl.export.tensorrt.kernels import KERNELS_FILE, Kernels, nodes_of
+
+RTX_SM = (75, 80, 86, 89, 120, 121)
+BATCHES = (1, 2, 4, 8, 16)
+
+# Builds a plan of a graph into a file; as build_apart, or a refit of another bundle's plan.
+Make = Callable[[Request, Path, Callable[[str, float], None]], Built]
+# Compares the answers of the plan in a file with ONNX Runtime's; the GPU's name, or "" where none here can run it.
+Gate = Callable[[Bundle, Plan, Path], str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which plans to build.
+
+    Attributes:
+        runtime: "tensorrt" or "tensorrt-rtx".
+        version: of the runtime.
+        sm: compute capabilities without the dot.
+        batches: the buckets.
+        refit: the plans may be refitted with other weights.
+    """
+
+    runtime: str
+    version: str
+    sm: tuple[int, ...]
+    batches: tuple[int, ...] = BATCHES
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a caller hears of: a plan that is being built, and `done` of it; or one that is there."""
+
+    plan: Plan
+    phase: str
+    done: float
+    finished: bool = False
+    kept: bool = False  # it was there already
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+def options(runtime: str, sm: tuple[int, ...], batches: tuple[int, ...], refit: bool) -> Options:
+    """The options with the runtime's version, checked against what can be built on this machine.
+
+    Raises:
+        InputError: the runtime is not installed, an SM it does not know, or a GPU is needed and there is none.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(expected=f"one of {', '.join(RUNTIMES)}", found=repr(runtime), fix="give another --target")
+    if runtime == "tensorrt-rtx":
+        if not sm:
+            raise InputError(
+                expected="the GPUs to build for, since TensorRT-RTX needs none to build",
+                found="no --sm",
+                fix=f"give --sm with numbers of {', '.join(map(str, RTX_SM))}",
+            )
+        unknown = [number for number in sm if number not in RTX_SM]
+        if unknown:
+            raise InputError(
+                expected=f"SM numbers among {', '.join(map(str, RTX_SM))}, those of TensorRT-RTX",
+                found=", ".join(map(str, unknown)),
+                fix="leave out the others; build for data-centre GPUs with --target tensorrt on one",
+            )
+        if refit:
+            _require_driver()
+    version = str(load_tensorrt(runtime).__version__)
+    if runtime == "tensorrt":
+        own = _own_sm()
+        if sm not in ((), (own,)):
+            raise InputError(
+                expected=f"--sm {own}, that of the GPU here: TensorRT builds on the GPU that will run the plan",
+                found=", ".join(map(str, sm)),
+                fix="leave --sm out, or run this on the other machine",
+            )
+        sm = (own,)
+    return Options(runtime, version, tuple(sorted(set(sm))), tuple(sorted(set(batches))), refit)
+
+
+def wanted(manifest: Manifest, options: Options, folder: Path) -> list[Plan]:
+    """The plans of every graph of the bundle in `folder`, named by their keys, the smallest graph first."""
+    kernels = Kernels(folder, options.sm[0]).nodes() if options.runtime == "tensorrt" else set()
+    return [
+        named(
+            Plan(
+                graph=graph,
+                file="",
+                runtime=options.runtime,
+                version=options.version,
+                sm=options.sm,
+                batches=options.batches,
+                flags=(REFIT,) if options.refit else (),
+                graph_sha256=graph_sha256(manifest, graph),
+                kernels_sha256=_kernels(manifest, kernels & nodes_of(folder / manifest.graphs[graph].file)),
+                accepted_on="",
+            ),
+            manifest,
+        )
+        for graph in sorted(manifest.graphs, key=lambda graph: manifest.files[manifest.graphs[graph].file].bytes)
+    ]
+
+
+def add_plans(
+    folder: Path,
+    options: Options,
+    *,
+    progress: Callable[[Step], None] = lambda _: None,
+    make: Make = build_apart,
+    gate: Gate = lambda *_: "",
+) -> list[Plan]:
+    """Build the plans that a bundle lacks, and list them in its manifest, in one moment, once all are there and have
+    passed the gate. Whatever ends this early leaves the bundle as it was.
+
+    Raises:
+        InputError: not a bundle, or it cannot be written.
+        BuildError: a graph cannot be built.
+        PlanRefused: a plan's answers are wrong.
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    present = {plan.file: plan for plan in manifest.plans}
+    result = []
+    with _plans_folder(folder):
+        for plan in wanted(manifest, options, folder):
+            if plan.file in present:
+                plan = present[plan.file]
+                if not plan.accepted_on:  # perhaps this machine has a GPU, where the one that built it had none
+                    plan = replace(plan, accepted_on=gate(bundle, plan, folder / plan.file))
+                result.append(plan)
+                progress(Step(plan, "", 1.0, finished=True, kept=True))
+                continue
+            target = folder / plan.file
+            part = target.with_name(f".{target.name}.part")
+            built = make(
+                request(bundle, plan),
+                part,
+                lambda phase, done, plan=plan: progress(Step(plan, phase, done)),  # type: ignore[misc]
+            )
+            progress(Step(plan, "comparing with ONNX Runtime", 1.0))
+            plan = replace(plan, accepted_on=gate(bundle, plan, part))
+            part.replace(target)
+            size = graph_size(bundle.file(plan.graph))
+            if built.peak_bytes:  # a refit builds nothing
+                record(plan.runtime, size, len(plan.batches), built.seconds, built.peak_bytes)
+            result.append(plan)
+            progress(Step(plan, "", 1.0, finished=True, bytes=target.stat().st_size, seconds=built.seconds))
+        write_plans(folder, without_stale(manifest, result))
+    return result
+
+
+def dry_run(bundle: Bundle, options: Options) -> list[str]:
+    """Lines that say what building would take: no TensorRT runs."""
+    lines = []
+    seconds, memory, size = 0.0, 0.0, 0.0
+    known = True
+    for plan in wanted(bundle.manifest, options, bundle.path):
+        of_graph = graph_size(bundle.file(plan.graph))
+        guess = estimate(of_graph, len(plan.batches), options.runtime)
+        known = known and guess.seconds is not None
+        seconds, memory = seconds + (guess.seconds or 0.0), max(memory, guess.memory_bytes or 0.0)
+        size += guess.plan_bytes
+        lines.append(
+            f"{plan.graph:8} {of_graph.nodes:6} nodes  {of_graph.weight_bytes / 1e6:8.1f} MB of weights  "
+            f"batches {','.join(map(str, plan.batches))}  {_guess(guess.seconds, guess.memory_bytes)}"
+        )
+    total = _guess(seconds, memory) if known else _guess(None, None)
+    lines.append(f"{'all':8} {total}, about {size / 1e6:.0f} MB of plans")
+    return lines
+
+
+def request(bundle: Bundle, plan: Plan) -> Request:
+    """What the builder needs to know of a plan."""
+    graph = bundle.manifest.graphs[plan.graph]
+    cache = None
+    if plan.runtime == "tensorrt":
+        # One for each GPU, version and set of kernels: TensorRT knows nothing of what is inside a plugin.
+        name = f"timing-{plan.version}-sm{plan.sm[0]}-{plan.kernels_sha256[:16] or 'none'}.cache"
+        cache = cache_folder() / name
+    return Request(
+        graph=bundle.file(plan.graph),
+        runtime=plan.runtime,
+        sm=plan.sm,
+        batches=plan.batches,
+        flags=plan.flags,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        timing_cache=cache,
+        plugins=bundle.path if plan.kernels_sha256 else None,
+    )
+
+
+def _kernels(manifest: Manifest, nodes: set[str]) -> str:
+    """What the kernels of a graph with these plugins are; nothing where it has none."""
+    return manifest.files[KERNELS_FILE].sha256 if nodes else ""
+
+
+@contextmanager
+def _plans_folder(folder: Path) -> Iterator[None]:
+    """The folder of the plans; in the end it holds what the manifest lists and nothing else, and is gone if empty."""
+    plans = folder / PLANS_FOLDER
+    try:
+        plans.mkdir(exist_ok=True)
+        if not os.access(plans, os.W_OK):
+            raise PermissionError(13, "no permission to write")
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {plans} that can be written", found=error.strerror or str(error), fix="copy the bundle"
+        ) from error
+    try:
+        yield
+    finally:
+        listed = {plan.file for plan in read_manifest(folder).plans}
+        for path in plans.iterdir():
+            if path.is_file() and f"{PLANS_FOLDER}/{path.name}" not in listed:
+                path.unlink()
+        if not any(plans.iterdir()):
+            plans.rmdir()
+
+
+def _guess(seconds: float | None, memory: float | None) -> str:
+    if seconds is None or memory is None:
+        return "time and memory: never measured for this runtime here"
+    return f"about {seconds:.0f} s and {memory / 1e9:.1f} GB of memory"
+
+
+def _own_sm() -> int:
+    try:
+        from nuwaxl.engine.runners.device.cuda import CudaDevice
+    except ImportError as error:
+        raise InputError(
+            expected="a version that runs on GPUs", found=str(error), fix="use --target tensorrt-rtx without --refit"
+        ) from error
+    device = CudaDevice(0)
+    try:
+        return device.sm
+    finally:
+        device.close()
+
+
+def _require_driver() -> None:
+    """TensorRT-RTX compiles what refits the weights when it builds: 1.7.1 fails without a driver, even for one Add."""
+    try:
+        _own_sm()
+    except InputError as error:
+        raise InputError(
+            expected="a machine with an NVIDIA GPU for --refit: TensorRT-RTX builds such plans with its driver",
+            found=f"none on {platform.node()}",
+            fix="leave out --refit, or run this on a machine with one",
+        ) from error

@@ -1,0 +1,111 @@
+"""Real TensorRT-RTX engines of the demo bundle, built without a GPU, and what stands in them."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra tensorrt-rtx")
+
+from nuwaxl.engine.bundle import Bundle, demo_bundle
+from nuwaxl.engine.bundle_schema import TensorSpec
+from nuwaxl.engine.plans import Target, find_plan
+from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
+from nuwaxl.errors import InputError
+from nuwaxl.export.cli import main
+from nuwaxl.export.tensorrt.build import BuildError, Request, build, parse
+
+from . import plan_text
+
+BATCHES = (1, 3)
+TYPES = {"float32": "float", "uint8": "uint8", "int64": "int64"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the demo bundle with plans by the command."""
+    folder = tmp_path_factory.mktemp("rtx") / "demo"
+    shutil.copytree(demo_bundle(), folder)
+    batches = ",".join(map(str, BATCHES))
+    assert main([str(folder), "--target", "tensorrt-rtx", "--sm", "89", "--batches", batches]) == 0
+    return folder
+
+
+def test_the_manifest_lists_a_plan_of_every_graph_that_opens_with_the_bundle(built: Path) -> None:
+    bundle = Bundle.open(built)
+    version = load_tensorrt("tensorrt-rtx").__version__
+    for graph in bundle.manifest.graphs:
+        plan = find_plan(bundle.manifest, graph, Target("tensorrt-rtx", version, 89), str(built))
+        assert plan.batches == BATCHES
+        assert plan.accepted_on == "", "nothing ran here, so nothing was accepted"
+        content = (built / plan.file).read_bytes()
+        assert bundle.manifest.files[plan.file].sha256 == hashlib.sha256(content).hexdigest()
+    assert {path.name for path in (built / "plans").iterdir()} == {
+        plan.file.removeprefix("plans/") for plan in bundle.manifest.plans
+    }
+
+
+@pytest.mark.parametrize("graph", ["text", "prepare", "step", "decode", "encode"])
+def test_an_engine_has_the_tensors_of_the_manifest_in_every_profile_and_is_for_the_gpu_asked_for(
+    built: Path, graph: str
+) -> None:
+    bundle = Bundle.open(built)
+    entry = bundle.manifest.graphs[graph]
+    (plan,) = (plan for plan in bundle.manifest.plans if plan.graph == graph)
+    content = (built / plan.file).read_bytes()
+    assert ".".join(map(str, plan_text.version(content))) == ".".join(plan.version.split(".")[:3])
+    program = plan_text.program(content)
+    assert "accelerators={sm89 }" in program
+    assert "tf32=0" in program
+    for kind, specs in (("inputs", entry.inputs), ("outputs", entry.outputs)):
+        assert plan_text.listed(program, kind) == [spec.name for spec in specs]
+        for spec in specs:
+            shape = tuple(BATCHES[0] if isinstance(size, str) else size for size in spec.shape)
+            assert plan_text.tensor(program, spec.name) == (shape, TYPES[spec.dtype])
+            for profile in range(len(BATCHES)):
+                assert plan_text.has_tensor(content, spec.name, profile), (spec.name, profile)
+            assert not plan_text.has_tensor(content, spec.name, len(BATCHES))
+
+
+def test_what_is_there_is_not_built_again(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (built / "plans").iterdir()}
+    batches = ",".join(map(str, BATCHES))
+    assert main([str(built), "--target", "tensorrt-rtx", "--sm", "89", "--batches", batches]) == 0
+    assert capsys.readouterr().out.count("there already") == 5
+    assert {path: path.stat().st_mtime_ns for path in (built / "plans").iterdir()} == before
+
+
+def request(graph: str, **changes: object) -> Request:
+    bundle = Bundle.open(demo_bundle())
+    entry = bundle.manifest.graphs[graph]
+    values = {"inputs": entry.inputs, "outputs": entry.outputs, **changes}
+    return Request(bundle.file(graph), "tensorrt-rtx", (89,), (1,), (), **values)  # type: ignore[arg-type]
+
+
+def test_a_graph_with_other_tensors_than_the_manifest_says_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the inputs of text\.onnx as in the manifest; found tokens"):
+        parse(request("text", inputs=(TensorSpec("tokens", ("batch", 24), "float32"),)))
+
+
+def test_a_graph_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"no graph")
+    with pytest.raises(BuildError, match=r"broken\.onnx: tensorrt-rtx cannot read it"):
+        parse(Request(path, "tensorrt-rtx", (89,), (1,), (), (), ()))
+
+
+def test_a_build_reports_how_far_it_is_and_ends_when_it_is_told_to() -> None:
+    seen: list[float] = []
+
+    def report(phase: str, fraction: float) -> bool:
+        seen.append(fraction)
+        return True
+
+    assert build(request("text"), report).nbytes > 1_000_000
+    assert seen == sorted(seen)
+    assert seen[0] == 0.0
+    assert seen[-1] > 0.5
+    with pytest.raises(BuildError, match=r"(?i)cancel"):
+        build(request("text"), lambda phase, fraction: False)
