@@ -129,6 +129,12 @@ class CostModel:
         Raises ValueError if max_batch < 1.
         """
 
+    def widest_batch(self, max_batch: int) -> int:
+        """The largest batch size of 1 to `max_batch` whose step a segment is within 2 % of the cheapest.
+
+        Raises ValueError if max_batch < 1.
+        """
+
 @final
 class Work:
     """What a free device does next: denoise a batch of segments, or decode a window."""
@@ -313,12 +319,13 @@ def simulate(
     decode_windows: list[list[tuple[int, int]]] | None = None,
     decode_ahead: int = 1,
     record: bool = False,
+    joining: bool = True,
 ) -> Simulation:
     """Render `plans` on a virtual clock, by the scheduler that runs real renders. Gives up the GIL.
 
     A step of b segments takes the device's step_s(b), a window decode_s, all else nothing; a clip is consumed when it
-    is decoded. decode_windows: those of each plan; without them nothing is decoded. Raises ValueError as Scheduler
-    does.
+    is decoded. decode_windows: those of each plan; without them nothing is decoded. joining: whether devices take
+    newcomers between steps. Raises ValueError as Scheduler does.
     """
 
 def normal_noise(seed: int, depth: int, index: int, step: int, out: npt.NDArray[np.float32]) -> None:

@@ -40,9 +40,9 @@ void bind_clock(nb::module_& module) {
         "simulate",
         [](const std::vector<Plan>& plans, std::string_view policy, std::vector<CostModel> devices,
            std::int64_t max_batch, std::int64_t steps, const std::optional<std::vector<Pairs>>& decode_windows,
-           std::int64_t decode_ahead, bool record) {
+           std::int64_t decode_ahead, bool record, bool joining) {
             SimulationSettings settings{parse_policy(policy), std::move(devices), max_batch, steps, {},
-                                        decode_ahead,         record};
+                                        decode_ahead,         record,             joining};
             if (decode_windows) {
                 for (const Pairs& ranges : *decode_windows) settings.windows.push_back(windows_from(ranges));
             }
@@ -50,7 +50,7 @@ void bind_clock(nb::module_& module) {
             return simulate(plans, settings);
         },
         "plans"_a, nb::kw_only(), "policy"_a, "devices"_a, "max_batch"_a, "steps"_a, "decode_windows"_a = nb::none(),
-        "decode_ahead"_a = 1, "record"_a = false);
+        "decode_ahead"_a = 1, "record"_a = false, "joining"_a = true);
 }
 
 }  // namespace nuwaxl

@@ -17,6 +17,7 @@ void bind_cost(nb::module_& module) {
              "decode_s"_a = 0.0)
         .def("step_s", &CostModel::step_s, "batch"_a)
         .def("best_batch", &CostModel::best_batch, "max_batch"_a)
+        .def("widest_batch", &CostModel::widest_batch, "max_batch"_a)
         .def_prop_ro("batch_sizes", &CostModel::batch_sizes)
         .def_prop_ro("steps_s", &CostModel::steps_s)
         .def_prop_ro("decode_s", &CostModel::decode_s)

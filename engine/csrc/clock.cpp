@@ -132,7 +132,8 @@ private:
             ++idle_;
             return;
         }
-        const std::vector<Item> newcomers = scheduler_.join(static_cast<std::int64_t>(device));
+        std::vector<Item> newcomers;
+        if (settings_.joining) newcomers = scheduler_.join(static_cast<std::int64_t>(device));
         result_.joined += static_cast<std::int64_t>(newcomers.size());
         step(device, newcomers);
     }

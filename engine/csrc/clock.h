@@ -19,6 +19,7 @@ struct SimulationSettings {
     std::vector<std::vector<Window>> windows;   // by plan; empty: nothing is decoded
     std::int64_t decode_ahead;
     bool record;
+    bool joining = true;  // whether devices take newcomers between steps; without, what that is worth can be told
 };
 
 // What a device did without a change: one denoising step, or one window.

@@ -57,14 +57,26 @@ double CostModel::step_s(std::int64_t batch) const {
     return steps_s_[right - 1] + slope * (wanted - size(right - 1));
 }
 
-std::int64_t CostModel::best_batch(std::int64_t max_batch) const {
+// What a segment may cost in a batch that is as good as the best.
+double CostModel::cheap_s(std::int64_t max_batch) const {
     check_at_least_one("max_batch", max_batch);
-    const auto share = [this](std::int64_t batch) { return step_s(batch) / static_cast<double>(batch); };
-    double cheapest = share(1);
-    for (std::int64_t batch = 2; batch <= max_batch; ++batch) cheapest = std::min(cheapest, share(batch));
+    double cheapest = share_s(1);
+    for (std::int64_t batch = 2; batch <= max_batch; ++batch) cheapest = std::min(cheapest, share_s(batch));
+    return kAsGoodAsTheBest * cheapest;
+}
+
+std::int64_t CostModel::best_batch(std::int64_t max_batch) const {
+    const double cheap = cheap_s(max_batch);
     std::int64_t best = 1;
-    while (share(best) > kAsGoodAsTheBest * cheapest) ++best;
+    while (share_s(best) > cheap) ++best;
     return best;
+}
+
+std::int64_t CostModel::widest_batch(std::int64_t max_batch) const {
+    const double cheap = cheap_s(max_batch);
+    std::int64_t widest = max_batch;
+    while (share_s(widest) > cheap) --widest;
+    return widest;
 }
 
 }  // namespace nuwaxl

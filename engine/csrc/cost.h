@@ -20,6 +20,9 @@ public:
     // larger batch takes more memory and frees its device later.
     std::int64_t best_batch(std::int64_t max_batch) const;
 
+    // The largest within 2 % of the cheapest.
+    std::int64_t widest_batch(std::int64_t max_batch) const;
+
     const std::vector<std::int64_t>& batch_sizes() const { return batch_sizes_; }
     const std::vector<double>& steps_s() const { return steps_s_; }
     double decode_s() const { return decode_s_; }
@@ -27,6 +30,9 @@ public:
     bool operator==(const CostModel&) const = default;
 
 private:
+    double share_s(std::int64_t batch) const { return step_s(batch) / static_cast<double>(batch); }
+    double cheap_s(std::int64_t max_batch) const;
+
     std::vector<std::int64_t> batch_sizes_;
     std::vector<double> steps_s_;
     double decode_s_;

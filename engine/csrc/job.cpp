@@ -37,6 +37,7 @@ Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_
       windows_(std::move(windows)),
       decode_ahead_(decode_ahead),
       segments_left_(plan_.size()),
+      untaken_(plan_.size()),
       windows_left_(static_cast<std::int64_t>(windows_.size())),
       opening_end_(windows_.empty() ? 0 : windows_.front().last) {
     check_at_least_one("steps", steps);

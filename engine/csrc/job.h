@@ -23,6 +23,9 @@ public:
 
     const Plan& plan() const { return plan_; }
     std::int64_t steps() const { return steps_; }
+    std::int64_t untaken() const { return untaken_; }  // segments that no device has or had, but a lost one
+    void segment_taken() { --untaken_; }
+    void return_segment() { ++untaken_; }
     bool failed() const { return failed_; }
     bool finished() const { return segments_left_ == 0 && windows_left_ == 0; }
 
@@ -57,6 +60,7 @@ private:
     bool failed_ = false;
     std::vector<bool> done_;  // by segment
     std::int64_t segments_left_;
+    std::int64_t untaken_;
     std::int64_t depth_ = 0;       // the depth that `level` is at,
     std::int64_t depth_left_ = 1;  // and its segments that are not done
     std::vector<bool> consumed_;   // by window

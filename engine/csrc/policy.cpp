@@ -31,15 +31,16 @@ ReadyRange ranked(Policy policy, const Plan& plan, std::int64_t steps, std::int6
     return range;
 }
 
-StepTimes::StepTimes(const CostModel& cost, std::int64_t max_batch) : seconds_{0.0} {
-    const std::int64_t target = cost.best_batch(max_batch);
-    for (std::int64_t batch = 1; batch <= target; ++batch) {
+StepTimes::StepTimes(const CostModel& cost, std::int64_t max_batch)
+    : target_(cost.best_batch(max_batch)), seconds_{0.0} {
+    const std::int64_t widest = cost.widest_batch(max_batch);
+    for (std::int64_t batch = 1; batch <= widest; ++batch) {
         seconds_.push_back(std::max(seconds_.back(), cost.step_s(batch)));
     }
 }
 
 std::int64_t StepTimes::within(double seconds) const {
-    const auto end = std::lower_bound(seconds_.begin() + 1, seconds_.end(), seconds);
+    const auto end = std::lower_bound(seconds_.begin() + 1, seconds_.begin() + target_ + 1, seconds);
     return end - seconds_.begin() - 1;
 }
 
@@ -47,6 +48,12 @@ namespace {
 
 // Ends closer than this part of one another count as equal: rounding must not decide who takes what.
 constexpr double kTie = 1e-9;
+
+// The least whole number that is not below, as far as segments are counted.
+std::int64_t whole(double number) {
+    constexpr double kMost = 0x1p40;
+    return static_cast<std::int64_t>(std::ceil(std::min(number, kMost)));
+}
 
 // When `count` newcomers, no more than the device has room for, would be finished if it took them now.
 double end_s(const Load& load, std::int64_t steps, std::int64_t count) {
@@ -65,9 +72,8 @@ std::int64_t capacity(const Load& load, std::int64_t steps, double deadline_s) {
     std::int64_t count = 0;
     if (after_s > 0.0) {
         const double batch_s = length * times[times.target()];
-        const double batches = std::ceil(after_s / batch_s) - 1.0;
-        count = static_cast<std::int64_t>(batches) * times.target() +
-                times.within((after_s - batches * batch_s) / length);
+        const std::int64_t batches = whole(after_s / batch_s) - 1;
+        count = batches * times.target() + times.within((after_s - static_cast<double>(batches) * batch_s) / length);
         count = std::max<std::int64_t>(count - load.coming, 0);
     }
     if (load.held == 0 || !young(load, steps)) return count;
@@ -76,11 +82,41 @@ std::int64_t capacity(const Load& load, std::int64_t steps, double deadline_s) {
     return std::max(count, joining);
 }
 
+// What device `asking` does of all that is done while every device takes full batches.
+double part_of(std::span<const Load> devices, std::size_t asking) {
+    const auto speed = [](const Load& load) {
+        if (load.times == nullptr) return 0.0;
+        const std::int64_t full = load.times->target();
+        return static_cast<double>(full) / (*load.times)[full];
+    };
+    double all = 0.0;
+    for (const Load& load : devices) all += speed(load);
+    return speed(devices[asking]) / all;
+}
+
 }  // namespace
 
-bool young(const Load& load, std::int64_t steps) { return 2 * load.steps_left >= steps; }
+bool young(const Load& load, std::int64_t steps) { return 4 * load.steps_left >= 3 * steps; }
 
-std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64_t ready, std::int64_t steps) {
+std::int64_t welcome(const Load& load, std::int64_t ready) {
+    const StepTimes& times = *load.times;
+    std::int64_t best = 0;
+    double most = 0.0;
+    for (std::int64_t count = 1; count <= std::min(ready, times.target() - load.held); ++count) {
+        // By each of the steps that both are under way in.
+        const double longer_s = times[load.held + count] - times[load.held];
+        const double gained = static_cast<double>(count) * (times[count] - longer_s);
+        const double sum = gained - static_cast<double>(load.held) * longer_s;
+        if (sum > most) {
+            best = count;
+            most = sum;
+        }
+    }
+    return best;
+}
+
+std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64_t ready, std::int64_t steps,
+                   std::int64_t room) {
     const Load& own = devices[asking];
     const auto takes = [&](std::int64_t count) {
         const double deadline_s = end_s(own, steps, count) * (1.0 - kTie);
@@ -91,7 +127,7 @@ std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64
         return left > 0;
     };
     std::int64_t least = 0;
-    std::int64_t most = std::min(ready, own.times->target() - own.held);
+    std::int64_t most = std::min(ready, room);
     if (most == 0 || takes(most)) return most;
     while (least + 1 < most) {
         const std::int64_t middle = (least + most) / 2;
@@ -107,6 +143,29 @@ std::int64_t plenty(std::span<const Load> devices, std::size_t asking) {
         if (load.times != nullptr) count += capacity({load.times, 0, 0, 0.0}, 1, own[own.target()]);
     }
     return count;
+}
+
+std::int64_t last_batch(std::span<const Load> devices, std::size_t asking, std::int64_t left, std::int64_t steps) {
+    const StepTimes& own = *devices[asking].times;
+    double work = static_cast<double>(left);
+    for (const Load& load : devices) {
+        if (load.times == nullptr) continue;
+        const double part = static_cast<double>(std::min(load.steps_left, steps)) / static_cast<double>(steps);
+        work += part * static_cast<double>(load.held);
+    }
+    const std::int64_t count = whole(work * part_of(devices, asking) * (1.0 - kTie));
+    if (count >= own.target() + own.widest()) return own.target();
+    std::int64_t best = std::min(count, own.target());
+    const std::int64_t least = std::max<std::int64_t>(count - own.widest(), 1);
+    for (std::int64_t first = std::min(count, own.widest()); first >= least; --first) {
+        if (own[first] + own[count - first] < (own[best] + own[count - best]) * (1.0 - kTie)) best = first;
+    }
+    return best;
+}
+
+std::int64_t many(std::span<const Load> devices, std::size_t asking) {
+    const StepTimes& own = *devices[asking].times;
+    return whole(static_cast<double>(own.target() + own.widest()) / part_of(devices, asking));
 }
 
 }  // namespace nuwaxl

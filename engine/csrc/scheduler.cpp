@@ -31,7 +31,7 @@ Scheduler::Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t
         devices_[i].decode_s = devices[i].decode_s();
     }
     for (const std::size_t model : model_of) loads_.push_back({&times_[model], 0, 0, 0.0});
-    refresh_plenty();
+    refresh_limits();
 }
 
 std::int64_t Scheduler::add(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead) {
@@ -43,6 +43,7 @@ std::int64_t Scheduler::add(Plan plan, std::int64_t steps, std::vector<Window> w
     jobs_.emplace_back(std::move(plan), steps, std::move(windows), decode_ahead);
     const auto number = static_cast<std::int64_t>(jobs_.size()) - 1;
     ++open_jobs_;
+    untaken_ += jobs_.back().untaken();
     push(number, {0, 1});
     changed();
     return number;
@@ -140,7 +141,10 @@ void Scheduler::lost(std::int64_t device) {
     Device& held = checked(device);
     if (is_lost(device)) return;
     for (const Held& segment : held.segments) {
-        if (!job(segment.item.job).failed()) push(segment.item.job, {segment.item.id, 1});
+        if (job(segment.item.job).failed()) continue;
+        push(segment.item.job, {segment.item.id, 1});
+        job(segment.item.job).return_segment();
+        ++untaken_;
     }
     if (held.window && !job(held.window->job).failed()) {
         job(held.window->job).return_window(held.window->id);
@@ -150,7 +154,7 @@ void Scheduler::lost(std::int64_t device) {
     held.window.reset();
     refresh_load(device);
     loads_[static_cast<std::size_t>(device)].times = nullptr;
-    refresh_plenty();
+    refresh_limits();
     if (std::all_of(loads_.begin(), loads_.end(), [](const Load& load) { return load.times == nullptr; })) {
         stopped_ = true;
     }
@@ -161,6 +165,7 @@ void Scheduler::fail(std::int64_t number) {
     const std::lock_guard lock(mutex_);
     Job& failing = checked_job(number);
     if (failing.failed() || failing.finished()) return;
+    untaken_ -= failing.untaken();
     failing.fail();
     ready_.drop(number);
     refresh_windows(number);
@@ -254,29 +259,36 @@ Job& Scheduler::checked_job(std::int64_t number) {
 std::int64_t Scheduler::takes(std::int64_t device) {
     const auto at = static_cast<std::size_t>(device);
     const Load& load = loads_[at];
-    if (ready_.empty() || load.held == load.times->target()) return 0;
+    if (ready_.empty() || load.held >= load.times->target()) return 0;
     const ReadyRange& front = ready_.front();
     std::int64_t ready = ready_.count();
+    bool urgent = false;
     if (policy_ == Policy::kLevel) {
         ready = ready_.count_of(front.job);
     } else if (policy_ == Policy::kLatency) {
         // What a first window needs is not slowed down by other segments in its batch.
         const std::int64_t opening = job(front.job).opening(front);
         if (load.held > 0 && opening == 0 && devices_[at].opening) return 0;
-        if (opening > 0) ready = opening;
-    } else if (load.held > 0 && !young(load, job(front.job).steps())) {
-        return 0;
+        if (opening > 0) ready = load.held > 0 && devices_[at].opening ? welcome(load, opening) : opening;
+        urgent = opening > 0;
     }
-    if (ready >= devices_[at].plenty) return load.times->target() - load.held;
-    return share(loads_, at, ready, job(front.job).steps());
+    const std::int64_t steps = job(front.job).steps();
+    if (load.held > 0 && !urgent && !young(load, steps)) return 0;
+    std::int64_t room = load.times->target() - load.held;
+    // The last ones before an end: that of all work, known once no further videos come, or a barrier.
+    const std::int64_t left = policy_ == Policy::kLevel ? ready_.count() : untaken_;
+    if (load.held == 0 && closed_ && left < devices_[at].many) room = last_batch(loads_, at, left, steps);
+    return ready >= devices_[at].plenty ? std::min(ready, room) : share(loads_, at, ready, steps, room);
 }
 
 void Scheduler::take_segments(std::int64_t device, std::int64_t count, std::vector<Item>& items) {
     Device& taking = devices_[static_cast<std::size_t>(device)];
     taking.opening = policy_ == Policy::kLatency && job(ready_.front().job).opening(ready_.front()) > 0;
+    untaken_ -= count;
     for (std::int64_t i = 0; i < count; ++i) {
         const Item item = ready_.pop();
-        const Job& owner = job(item.job);
+        Job& owner = job(item.job);
+        owner.segment_taken();
         // Those of the next depth do not wait for one segment, but for all of its depth.
         const std::int64_t children = policy_ == Policy::kLevel ? 0 : owner.plan().children(item.id).count;
         taking.segments.push_back({item, taking.steps + owner.steps(), children});
@@ -340,13 +352,14 @@ void Scheduler::refresh_load(std::int64_t device) {
     of.holding = !of.free();
 }
 
-void Scheduler::refresh_plenty() {
+void Scheduler::refresh_limits() {
     for (std::size_t i = 0; i < devices_.size(); ++i) {
         if (loads_[i].times == nullptr) continue;
         const auto same = std::find_if(loads_.begin(), loads_.begin() + static_cast<std::ptrdiff_t>(i),
                                        [&](const Load& load) { return load.times == loads_[i].times; });
         const auto at = static_cast<std::size_t>(same - loads_.begin());
         devices_[i].plenty = at < i ? devices_[at].plenty : plenty(loads_, i);
+        devices_[i].many = at < i ? devices_[at].many : many(loads_, i);
     }
 }
 

@@ -32,7 +32,8 @@ struct Work {
 // std::invalid_argument and changes nothing. See nuwaxl.h.
 class Scheduler {
 public:
-    // A device takes up to its target batch: CostModel::best_batch(max_batch).
+    // A device takes up to its target batch, CostModel::best_batch(max_batch); at the end of all work up to
+    // widest_batch(max_batch), where that saves it a small batch.
     Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch);
 
     // A further video: its number, from 0. See Job for the arguments. Waiting devices wake.
@@ -94,6 +95,7 @@ private:
         std::int64_t steps = 0;  // done since it was free
         double decode_s = 0.0;
         std::int64_t plenty = 0;  // see policy.h
+        std::int64_t many = 0;    // the same
         bool opening = false;     // holds segments that a first window needs
         bool holding = false;     // is counted in holding_
 
@@ -117,7 +119,7 @@ private:
     void push(std::int64_t job, IdRange ids);
     void refresh_windows(std::int64_t job);
     void refresh_load(std::int64_t device);
-    void refresh_plenty();
+    void refresh_limits();
     void job_ended(std::int64_t job);
     void changed();
 
@@ -131,6 +133,7 @@ private:
     bool closed_ = false;
     std::deque<Job> jobs_;
     std::int64_t open_jobs_ = 0;  // neither finished nor failed
+    std::int64_t untaken_ = 0;    // segments of open jobs that no device was given
     ReadyQueue ready_;
     std::set<std::int64_t> awaited_;  // jobs with a window that may be decoded and that its consumer waits for,
     std::set<std::int64_t> spare_;    // and with one that nobody waits for

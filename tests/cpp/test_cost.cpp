@@ -41,6 +41,14 @@ TEST(the_best_batch_is_the_smallest_within_two_percent_of_the_cheapest) {
     CHECK(CostModel({1, 2, 4}, {1.0, 1.9, 5.0}).best_batch(4) == 2);
 }
 
+TEST(the_widest_batch_is_the_largest_within_two_percent_of_the_cheapest) {
+    CHECK(CostModel({1}, {1.0}).widest_batch(16) == 16);
+    CHECK(CostModel({1, 8}, {8.0, 15.0}).widest_batch(8) == 8);
+    CHECK(CostModel({1, 2, 4}, {1.0, 1.9, 5.0}).widest_batch(4) == 2);
+    CHECK(CostModel({1, 16, 32}, {10.0, 32.0, 64.1}).widest_batch(32) == 32);
+    CHECK(CostModel({1, 16, 32}, {10.0, 32.0, 66.0}).widest_batch(32) < 32);
+}
+
 TEST(wrong_measurements_are_refused) {
     using Sizes = std::vector<std::int64_t>;
     using Times = std::vector<double>;
@@ -60,6 +68,7 @@ TEST(wrong_measurements_are_refused) {
     const CostModel cost({1}, {1.0});
     CHECK(check::refuses([&] { cost.step_s(0); }));
     CHECK(check::refuses([&] { cost.best_batch(0); }));
+    CHECK(check::refuses([&] { cost.widest_batch(0); }));
 }
 
 int main() { return check::run_all(); }

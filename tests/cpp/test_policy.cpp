@@ -9,7 +9,7 @@ using nuwaxl::Load;
 using nuwaxl::Plan;
 using nuwaxl::Policy;
 using nuwaxl::ranked;
-using nuwaxl::share;
+using nuwaxl::last_batch;
 using nuwaxl::StepTimes;
 
 namespace {
@@ -19,6 +19,9 @@ const StepTimes kWide(CostModel({1, 8}, {8.0, 15.0}), 8);    // 7 + b: target 8
 const StepTimes kSlow(CostModel({1, 8}, {80.0, 150.0}), 8);  // the same, ten times slower
 
 Load idle(const StepTimes& times) { return {&times, 0, 0, 0.0}; }
+std::int64_t share(const std::vector<Load>& loads, std::size_t asking, std::int64_t ready, std::int64_t steps) {
+    return nuwaxl::share(loads, asking, ready, steps, loads[asking].times->target() - loads[asking].held);
+}
 Load busy(const StepTimes& times, std::int64_t held, std::int64_t steps_left) { return {&times, held, steps_left, 0.0}; }
 
 // Deals `ready` segments of 10 steps to the devices, each asking once, in order.
@@ -104,9 +107,78 @@ TEST(from_plenty_on_the_share_is_all_the_room) {
     }
 }
 
-TEST(batches_are_joined_while_half_of_their_steps_are_to_come) {
-    CHECK(nuwaxl::young(busy(kWide, 3, 5), 10));
-    CHECK(!nuwaxl::young(busy(kWide, 3, 4), 10));
+TEST(the_last_segments_are_cut_into_the_two_batches_that_take_the_least_time) {
+    // A step of 1, 2, 4, 8, 16 takes 10, 11, 13, 17, 40: target 8, and sixteen at once cost more a segment.
+    const StepTimes kinked(CostModel({1, 2, 4, 8, 16}, {10.0, 11.0, 13.0, 17.0, 40.0}), 16);
+    CHECK(kinked.target() == 8 && kinked.widest() == 8);
+    CHECK(last_batch(std::vector{idle(kinked)}, 0, 100, 10) == 8);
+    CHECK(last_batch(std::vector{idle(kinked)}, 0, 3, 10) == 3);
+    // Steps of 1, 4, 5, 8 segments take 1, 3, 5.5, 5.6: a batch of five is dearer than one of four and one alone.
+    const StepTimes dented(CostModel({1, 4, 5, 8}, {1.0, 3.0, 5.5, 5.6}), 8);
+    CHECK(dented.target() == 8);
+    CHECK(last_batch(std::vector{idle(dented)}, 0, 5, 10) == 4);
+    CHECK(last_batch(std::vector{idle(dented)}, 0, 9, 10) == 8);
+    CHECK(last_batch(std::vector{idle(dented)}, 0, 12, 10) == 8);
+}
+
+TEST(a_last_batch_may_be_wider_than_the_target_where_that_saves_a_small_one) {
+    // From 16 to 32 a segment gets cheaper by a hundredth, so 16 is the target; but one more alone would take 10 s.
+    const StepTimes gentle(CostModel({1, 16, 32}, {10.0, 32.0, 63.36}), 32);
+    CHECK(gentle.target() == 16 && gentle.widest() == 32);
+    CHECK(last_batch(std::vector{idle(gentle)}, 0, 17, 10) == 17);
+    CHECK(last_batch(std::vector{idle(gentle)}, 0, 32, 10) == 32);
+    CHECK(last_batch(std::vector{idle(gentle)}, 0, 48, 10) == 16);
+    // Where a segment costs the same in any batch, batches stay small.
+    CHECK(kFlat.widest() == 8);
+    for (std::int64_t left = 1; left < 20; ++left) CHECK(last_batch(std::vector{idle(kFlat)}, 0, left, 10) == 1);
+}
+
+TEST(the_part_of_a_device_in_the_last_segments_is_by_its_speed_and_counts_what_others_have_to_do) {
+    const StepTimes wide(CostModel({1, 16}, {10.0, 40.0}), 16);  // 8 + 2 b
+    CHECK(last_batch(std::vector{idle(wide), idle(wide)}, 0, 10, 10) == 5);
+    // Sixteen by the other, half done, are eight: each has eight to do, and this one has none of them yet.
+    CHECK(last_batch(std::vector{idle(wide), busy(wide, 16, 5)}, 0, 8, 10) == 8);
+    CHECK(last_batch(std::vector{idle(wide), busy(wide, 16, 10)}, 0, 8, 10) == 12);
+    CHECK(last_batch(std::vector{idle(kWide), idle(kSlow)}, 0, 5, 10) == 5);
+    CHECK(last_batch(std::vector{idle(kWide), idle(kSlow)}, 1, 5, 10) == 1);
+    CHECK(last_batch(std::vector{idle(wide), Load{nullptr, 0, 0, 0.0}}, 0, 10, 10) == 10);
+}
+
+TEST(while_many_are_not_begun_batches_are_full) {
+    const StepTimes gentle(CostModel({1, 16, 32}, {10.0, 32.0, 63.36}), 32);
+    const std::vector<std::vector<Load>> fleets{
+        {idle(kWide), busy(kWide, 3, 7)}, {idle(kSlow), idle(kWide)}, {idle(gentle), busy(gentle, 16, 1), idle(kFlat)}};
+    for (const auto& fleet : fleets) {
+        const std::int64_t many = nuwaxl::many(fleet, 0);
+        CHECK(last_batch(fleet, 0, many, 10) == fleet[0].times->target());
+        CHECK(last_batch(fleet, 0, 10 * many, 10) == fleet[0].times->target());
+    }
+    CHECK(nuwaxl::many(std::vector{idle(kWide), idle(kWide)}, 0) == 32);
+}
+
+TEST(costs_that_differ_beyond_all_measure_are_dealt_with) {
+    const StepTimes least(CostModel({1}, {1e-300}), 8), most(CostModel({1}, {1e300}), 8);
+    const std::vector loads{idle(most), idle(least)};
+    CHECK(share(loads, 0, 1000, 10) == 0 && share(loads, 1, 1000, 10) == 1);
+    CHECK(nuwaxl::many(loads, 0) > 1'000'000 && nuwaxl::plenty(loads, 0) > 1'000'000);
+}
+
+TEST(urgent_segments_join_urgent_ones_where_they_gain_more_than_those_lose) {
+    CHECK(nuwaxl::welcome(busy(kWide, 1, 5), 3) == 3);
+    CHECK(nuwaxl::welcome(busy(kWide, 5, 5), 10) == 3);
+    CHECK(nuwaxl::welcome(busy(kWide, 8, 5), 10) == 0);
+    CHECK(nuwaxl::welcome(busy(kFlat, 1, 5), 3) == 0);
+    // Steps of 1, 2, 4 take 10, 19, 35: a second one makes the first later by 9 and is itself sooner by 1.
+    const StepTimes gentle(CostModel({1, 2, 4}, {10.0, 19.0, 35.0}), 4);
+    CHECK(gentle.target() == 4 && nuwaxl::welcome(busy(gentle, 1, 5), 3) == 0);
+    // Steps of 1, 2, 4 take 10, 11, 30: one newcomer gains, three together would not.
+    const StepTimes bent(CostModel({1, 2, 4, 8}, {10.0, 11.0, 30.0, 35.0}), 8);
+    CHECK(nuwaxl::welcome(busy(bent, 1, 5), 3) == 1);
+}
+
+TEST(batches_are_joined_while_three_quarters_of_their_steps_are_to_come) {
+    CHECK(nuwaxl::young(busy(kWide, 3, 8), 10));
+    CHECK(!nuwaxl::young(busy(kWide, 3, 7), 10));
 }
 
 TEST(eager_ranks_by_the_longest_chain_below) {

@@ -116,7 +116,7 @@ class Model:
 
     def __init__(self, policy: str, devices: list[CostModel], max_batch: int) -> None:
         self.policy = policy
-        self.targets = [cost.best_batch(max_batch) for cost in devices]
+        self.widest = [cost.widest_batch(max_batch) for cost in devices]
         self.alike = all(cost.steps_s == devices[0].steps_s for cost in devices)
         self.jobs: list[JobModel] = []
         self.held: list[dict[Item, int]] = [{} for _ in devices]  # steps left of the segments of each device
@@ -171,7 +171,7 @@ class Model:
             self.jobs[job].held.add(id)
             self.held[device][job, id] = self.jobs[job].video.steps
             self.times_given[job, id] += 1
-        assert len(self.held[device]) <= self.targets[device]
+        assert len(self.held[device]) <= self.widest[device]
 
     def step(self, device: int) -> list[Item]:
         """The device does a step: the items it finished."""

@@ -22,12 +22,14 @@ def test_steps_pass_through_what_was_measured_and_are_never_negative(measured: d
 
 
 @given(st.dictionaries(st.integers(1, 40), times, min_size=1, max_size=6), st.integers(1, 50))
-def test_the_best_batch_is_the_smallest_within_two_percent(measured: dict[int, float], most: int) -> None:
+def test_the_best_batch_is_the_smallest_within_two_percent_and_the_widest_the_largest(
+    measured: dict[int, float], most: int
+) -> None:
     sizes = sorted(measured)
     cost = CostModel(sizes, [measured[size] for size in sizes])
     shares = {batch: cost.step_s(batch) / batch for batch in range(1, most + 1)}
-    best = min(batch for batch, share in shares.items() if share <= 1.02 * min(shares.values()))
-    assert cost.best_batch(most) == best
+    good = [batch for batch, share in shares.items() if share <= 1.02 * min(shares.values())]
+    assert (cost.best_batch(most), cost.widest_batch(most)) == (min(good), max(good))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,6 @@ def test_impossible_measurements_are_refused(arguments: tuple[object, ...], text
 
 
 def test_a_batch_has_at_least_one_segment() -> None:
-    for ask in (CostModel([1], [1.0]).step_s, CostModel([1], [1.0]).best_batch):
+    for ask in (CostModel([1], [1.0]).step_s, CostModel([1], [1.0]).best_batch, CostModel([1], [1.0]).widest_batch):
         with pytest.raises(ValueError, match="of at least 1; found 0"):
             ask(0)

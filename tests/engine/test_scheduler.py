@@ -138,14 +138,14 @@ def test_level_takes_one_depth_of_one_video_and_nobody_joins() -> None:
     assert scheduler.join(0) == []
 
 
-def test_newcomers_join_while_they_share_half_of_their_steps() -> None:
+def test_newcomers_join_while_they_share_three_quarters_of_their_steps() -> None:
     for left in range(1, 10):
         scheduler = scheduler_for(video(16), devices=1)
         take(scheduler, 0)
         for _ in range(10 - left):
             scheduler.advance(0)
         add(scheduler, video(16))
-        assert scheduler.join(0) == ([(1, 0)] if left >= 5 else [])
+        assert scheduler.join(0) == ([(1, 0)] if left >= 8 else [])
 
 
 def test_latency_lets_newcomers_join_at_any_step() -> None:

@@ -58,7 +58,7 @@ def test_a_simulation_keeps_the_rules(jobs: list[Plan], policy: str, kinds: list
             origins = {jobs[job].origin_of(frame) for frame in range(first, last + 1)}
             assert all(ends[job, id] <= span.start_s + CLOSE and steps[job, id] == 3 for id in origins)
             continue
-        assert len(span.items) <= cost.best_batch(8)
+        assert len(span.items) <= cost.widest_batch(8)
         for item in span.items:
             steps[item] += 1
             starts.setdefault(item, span.start_s)
