@@ -76,24 +76,25 @@ def device_costs(
 def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[], None] = lambda: None) -> CostModel:
     """Time steps of batches of 1, 2, 4, ... segments up to max_batch, while a segment gets cheaper; and a decode.
 
-    `check` is called before each of them.
+    A batch and the next larger one are timed in turn: what else the machine does meanwhile slows both, so that neither
+    looks cheaper than it is beside the other. `check` is called before each step and decode.
     """
-    batch_sizes: list[int] = []
-    step_s: list[float] = []
-    batch = 1
+    step_s: dict[int, float] = {}
+    smaller, larger = 1, min(2, max_batch)
     while True:
-        batch_sizes.append(batch)
-        step_s.append(_step_s(runner, network, batch, check))
-        gains = len(step_s) < 2 or step_s[-1] / batch < (1 - _GAIN) * step_s[-2] / batch_sizes[-2]
-        if batch == max_batch or not gains:
+        timed_s = _steps_s(runner, network, sorted({smaller, larger}), check)
+        for size, seconds in timed_s.items():
+            step_s[size] = min(seconds, step_s.get(size, seconds))
+        gains = timed_s[larger] / larger < (1 - _GAIN) * timed_s[smaller] / smaller
+        if larger == max_batch or not gains:
             break
-        batch = min(2 * batch, max_batch)
+        smaller, larger = larger, min(2 * larger, max_batch)
     latents = np.zeros(_latents(network, 1), dtype=np.float32)
     decode_s = []
     for _ in range(_REPEATS):
         check()
         decode_s.append(_timed(lambda: runner.decode(latents)))
-    return CostModel(batch_sizes, step_s, decode_s=min(decode_s))
+    return CostModel(list(step_s), list(step_s.values()), decode_s=min(decode_s))
 
 
 def _measured(runner: Runner, network: Network, max_batch: int, check: Callable[[], None]) -> CostModel | DeviceLost:
@@ -115,19 +116,25 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"nuwaxl-{os.getuid()}"
 
 
-def _step_s(runner: Runner, network: Network, batch: int, check: Callable[[], None]) -> float:
-    """Seconds of one step of `batch` segments: the fastest of a few, after one to warm up."""
-    x = np.zeros(_latents(network, batch), dtype=np.float32)
-    prompt = np.zeros((batch, network.length, network.prompt_tokens, network.prompt_dim), dtype=np.float32)
-    denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
-    timestep, ones = np.zeros(batch, dtype=np.int64), np.ones(batch, dtype=np.float32)
-    coefficients = np.zeros((batch, 6), dtype=np.float32)
-
-    taken_s = []
+def _steps_s(runner: Runner, network: Network, sizes: Sequence[int], check: Callable[[], None]) -> dict[int, float]:
+    """Seconds of one step by batch size: the fastest of a few of each, in turn, after one to warm up."""
+    taken_s: dict[int, list[float]] = {size: [] for size in sizes}
+    batches = {size: _batch(runner, network, size) for size in sizes}
     for _ in range(1 + _REPEATS):
-        check()
-        taken_s.append(_timed(lambda: denoising.step(timestep, coefficients, ones, None)))
-    return min(taken_s[1:])
+        for size, step in batches.items():
+            check()
+            taken_s[size].append(_timed(step))
+    return {size: min(seconds[1:]) for size, seconds in taken_s.items()}
+
+
+def _batch(runner: Runner, network: Network, size: int) -> Callable[[], None]:
+    """A batch of so many segments; each call is a step."""
+    x = np.zeros(_latents(network, size), dtype=np.float32)
+    prompt = np.zeros((size, network.length, network.prompt_tokens, network.prompt_dim), dtype=np.float32)
+    denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
+    timestep, ones = np.zeros(size, dtype=np.int64), np.ones(size, dtype=np.float32)
+    coefficients = np.zeros((size, 6), dtype=np.float32)
+    return lambda: denoising.step(timestep, coefficients, ones, None)
 
 
 def _latents(network: Network, batch: int) -> tuple[int, ...]:

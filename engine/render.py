@@ -227,7 +227,7 @@ class Render:
                 self._lose(number, error)
                 return
             except BaseException as error:
-                held = items if work.kind == "decode" else batch.items or items
+                held = self._scheduler.held(number)  # newcomers with it, whether they are in the batch yet or not
                 self._blame(error, f"{device.name}, {work.kind} {[item for _, item in held]}", {job for job, _ in held})
                 batch.drop({job for job, _ in held})
                 self._scheduler.done(number, held)

@@ -83,7 +83,10 @@ std::vector<Item> Scheduler::join(std::int64_t device) {
     std::vector<Item> items;
     // A device that never drained would never decode.
     if (stopped_ || policy_ == Policy::kLevel || decode_first()) return items;
-    if (const std::int64_t count = takes(device); count > 0) take_segments(device, count, items);
+    if (const std::int64_t count = takes(device); count > 0) {
+        take_segments(device, count, items);
+        if (!ready_.empty()) changed();  // as in take()
+    }
     return items;
 }
 

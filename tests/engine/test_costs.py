@@ -20,10 +20,12 @@ class Timed(OnnxRuntimeRunner):
     clock = 0.0
     extra_s = 0.0
     steps = 0
+    slow = range(0)  # steps that take three times as long
 
     def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        slowly = 3 if self.steps in self.slow else 1
         self.steps += 1
-        self.clock += 4 + self.extra_s * (len(inputs["x"]) - 1)
+        self.clock += slowly * (4 + self.extra_s * (len(inputs["x"]) - 1))
         return super().step(inputs)
 
     def decode(self, latents: Any) -> Any:
@@ -60,6 +62,17 @@ def test_measured_costs_choose_wide_batches_where_they_pay(
     assert cost.steps_s == pytest.approx(step_s)
     assert cost.decode_s == pytest.approx(10)
     assert cost.best_batch(6) == best
+
+
+@pytest.mark.parametrize("burst", [range(4), range(4, 10), range(2, 5), range(1, 20, 3)])
+@pytest.mark.parametrize(("extra_s", "best"), [(4.0, 1), (0.5, 6)])
+def test_what_else_the_machine_does_meanwhile_does_not_change_the_batches(
+    runner: Timed, tiny_bundle: Path, burst: range, extra_s: float, best: int
+) -> None:
+    """Some of the steps take three times as long."""
+    runner.extra_s = extra_s
+    runner.slow = burst
+    assert measure(runner, Bundle.open(tiny_bundle).manifest.network, max_batch=6).best_batch(6) == best
 
 
 def test_costs_are_kept_and_a_damaged_file_is_measured_again(cache: Path, runner: Timed, tiny_bundle: Path) -> None:
