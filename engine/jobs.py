@@ -53,10 +53,10 @@ def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
     """
     lines = read_text(file, "a readable jobs file").split("\n")  # splitlines would break a line at U+2028, too
     jobs: list[JobLine] = []
-    outs: set[Path] = set()
+    outs, folders = set[Path](), set[Path]()
     for number, text in enumerate(lines, start=1):
         if text.strip():
-            jobs.append(_job(number, text, file.parent, out_dir, outs))
+            jobs.append(_job(number, text, file.parent, out_dir, outs, folders))
     if not jobs:
         raise InputError(
             expected=f"at least one job in {file}",
@@ -124,16 +124,22 @@ def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha2
     }
 
 
-def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path]) -> JobLine:
+def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path], folders: set[Path]) -> JobLine:
+    """`outs` and `folders` are those of the good jobs before it."""
     out, path = None, None
     try:
         table = _table(text)
         out = table["out"]
         path = _below(out_dir, out)
-        if path in outs:
-            raise InputError(expected="an out of its own for each job", found=repr(out), fix="give another name")
-        outs.add(path)
+        if path in folders or any(place in outs for place in (path, *path.parents)):
+            raise InputError(
+                expected="an out of its own for each job, and none as the folder of another's",
+                found=repr(out),
+                fix="give another name",
+            )
         story = Story.load(folder / table["story"])
+        outs.add(path)
+        folders.update(path.parents)
         options = {key: table[key] for key in _KEYS - {"story", "out"} if key in table}
         return JobLine(number, out, path, Task(story, **options), None)
     except InputError as error:
@@ -157,11 +163,19 @@ def _table(text: str) -> dict[str, Any]:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """The file of that name below the folder, and nowhere else."""
+    """The file of that name below the folder, and nowhere else, not by a link either."""
     path = Path(os.path.normpath(folder / name))
-    if Path(name).is_absolute() or not path.is_relative_to(os.path.normpath(folder)):
+    if Path(name).is_absolute() or Path(os.path.normpath(folder)) not in path.parents:
         raise InputError(expected=f"an out below {folder}", found=repr(name), fix="give a relative name without ..")
-    return path
+    # The file itself may be a link: it is replaced, not followed.
+    real = Path(os.path.realpath(path.parent)) / path.name
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise InputError(
+            expected=f"an out below {folder}",
+            found=f"{name!r}, which a link leads out of it",
+            fix="give another folder",
+        )
+    return real
 
 
 def _checked(engine: Engine, job: JobLine) -> tuple[Path, Task]:

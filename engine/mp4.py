@@ -53,7 +53,7 @@ class Mp4Writer:
 
     Raises:
         InputError: on entering, if the path cannot be written or the size is odd.
-        RenderError: while writing, if the file system or the encoder fails.
+        RenderError: on entering and while writing, if the file system or the encoder fails.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float) -> None:
@@ -81,8 +81,10 @@ class Mp4Writer:
             self._stream.pix_fmt = "yuv420p"
             # The cores belong to the diffusion.
             self._stream.codec_context.thread_count = 1
-        except BaseException:
+        except BaseException as error:
             self._part.unlink(missing_ok=True)
+            if isinstance(error, (OSError, av.FFmpegError)):
+                raise self._failed(error) from error
             raise
         return self
 

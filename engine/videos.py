@@ -109,9 +109,11 @@ class Videos:
                             writers[number].write(event.clip.frames)
                         elif event.error is None:
                             writers.pop(number).finish()
-                    except RenderError as error:
-                        render.fail(number, error)
-                        self._fail(number, error)
+                    except (RenderError, InputError) as error:
+                        # Its folder may have gone since the paths were checked.
+                        failure = error if isinstance(error, RenderError) else RenderError(str(error))
+                        render.fail(number, failure)
+                        self._fail(number, failure)
                     if isinstance(event, Ended):
                         if number in writers:
                             writers.pop(number).abort()

@@ -66,6 +66,15 @@ def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
         ({"story": "story.toml", "frames": 5, "out": "/b.mp4"}, "relative name without"),
         ({"story": "story.toml", "frames": 5, "out": "b.gif"}, "ending in .mp4"),
         ({"story": "story.toml", "frames": 5, "out": "a.mp4"}, "an out of its own"),
+        ({"story": "story.toml", "frames": 5, "out": "./sub/../a.mp4"}, "an out of its own"),
+        ({"story": "story.toml", "frames": 5, "out": "a.mp4/b.mp4"}, "none as the folder of another's"),
+        ({"story": "story.toml", "frames": 5, "out": "x/../../b.mp4"}, "relative name without"),
+        ({"story": "story.toml", "frames": 5, "out": "outside/b.mp4"}, "a link leads out of it"),
+        ({"story": "story.toml", "frames": 5, "out": "b\0.mp4"}, "a file name as out"),
+        ({"story": "story\0.toml", "frames": 5, "out": "b.mp4"}, "a file name as story"),
+        ('{"story": "story.toml", "frames": 5, "out": "\\ud800.mp4"}', "a file name as out"),
+        ({"story": "story.toml", "frames": 5, "out": 300 * "b" + ".mp4"}, "too long"),
+        ({"story": ".", "frames": 5, "out": "b.mp4"}, "a story in a .toml"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "speed": 3}, "speed"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "steps": 0}, "steps"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": "much"}, "guidance"),
@@ -77,8 +86,11 @@ def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_fails_alone(jobs: Jobs, line: Line, said: str, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "outside").symlink_to(tmp_path)
     status, summary, error = jobs({"story": "story.toml", "frames": 5, "out": "a.mp4"}, line)
     assert status == 1
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == []
     assert frames_in(tmp_path / "videos" / "a.mp4") == 5
     good, bad = summary["results"]
     assert good["error"] is None
@@ -88,6 +100,57 @@ def test_a_bad_line_fails_alone(jobs: Jobs, line: Line, said: str, tmp_path: Pat
     assert lines[0] == f"job on line 2 failed: {bad['error']}"
     assert "1 of 2 jobs failed" in lines[1]
     assert len(lines) == 2
+
+
+def test_a_link_in_a_files_place_is_replaced_and_a_linked_folder_of_ones_own_is_fine(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "inner").mkdir()
+    (tmp_path / "videos").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "to-inner").symlink_to(tmp_path / "real" / "inner")
+    (tmp_path / "real" / "a.mp4").symlink_to(tmp_path / "kept.mp4")
+    (tmp_path / "kept.mp4").write_text("mine")
+    status, summary, _ = jobs(
+        {"story": "story.toml", "frames": 5, "out": "a.mp4"},
+        {"story": "story.toml", "frames": 6, "out": "to-inner/b.mp4"},
+        {"story": "story.toml", "frames": 7, "out": "inner/b.mp4"},  # the same file
+    )
+    assert (status, summary["done"]) == (1, 2)
+    assert (tmp_path / "kept.mp4").read_text() == "mine"
+    assert frames_in(tmp_path / "real" / "a.mp4") == 5
+    assert frames_in(tmp_path / "real" / "inner" / "b.mp4") == 6
+
+
+def test_a_folder_that_goes_away_meanwhile_fails_its_jobs_alone(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nuwaxl.engine import videos
+
+    class Leaving(videos.Render):
+        def events(self) -> Any:
+            (tmp_path / "videos" / "sub").rmdir()
+            return super().events()
+
+    monkeypatch.setattr("nuwaxl.engine.engine.Render", Leaving)
+    status, summary, _ = jobs(
+        {"story": "story.toml", "frames": 5, "out": "sub/a.mp4"}, {"story": "story.toml", "frames": 5, "out": "b.mp4"}
+    )
+    assert status == 1
+    assert [result["error"] is None for result in summary["results"]] == [False, True]
+    assert "sub" in summary["results"][0]["error"]
+
+
+def test_a_name_that_a_bad_job_asked_for_is_free_for_a_good_one(jobs: Jobs, tmp_path: Path) -> None:
+    status, summary, _ = jobs(
+        {"story": "story.toml", "frames": 5, "out": "."},
+        {"story": "story.toml", "frames": 5, "out": ""},
+        {"story": "absent.toml", "frames": 5, "out": "a.mp4"},
+        {"story": "story.toml", "frames": 5, "out": "a.mp4"},
+    )
+    assert (status, [result["error"] is None for result in summary["results"]]) == (1, [False, False, False, True])
+    assert "an out below" in summary["results"][0]["error"]
+    assert frames_in(tmp_path / "videos" / "a.mp4") == 5
 
 
 def test_a_file_without_jobs_is_refused(jobs: Jobs, tmp_path: Path) -> None:
