@@ -160,7 +160,7 @@ class Engine:
                 ) from error
         schedule = resolve_schedule(policy, max_batch)
         return Videos(
-            lambda attempt: self._begin(attempt, resolved, schedule, progress),
+            lambda attempt: self._begin(attempt, resolved, schedule, progress, keep_records=False),
             resolved,
             height=self.bundle.manifest.network.height,
             width=self.bundle.manifest.network.width,
@@ -202,6 +202,7 @@ class Engine:
         tasks: Sequence[tuple[Task, Request]],
         schedule: Schedule,
         progress: ProgressCallback | None,
+        keep_records: bool = True,
     ) -> Iterator[Render]:
         """One render, which has the engine until it is over."""
 
@@ -220,7 +221,8 @@ class Engine:
                     self.workers, self._runners, self._known_costs(schedule.max_batch, check), strict=True
                 )
             ]
-            render = Render(self.bundle.manifest.network, self._tokenizer, devices, tasks, schedule, progress)
+            network = self.bundle.manifest.network
+            render = Render(network, self._tokenizer, devices, tasks, schedule, progress, keep_records)
             self._render = render
         try:
             yield render

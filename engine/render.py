@@ -48,8 +48,10 @@ class Render:
         tasks: Sequence[tuple[Task, Request]],
         schedule: Schedule,
         progress: ProgressCallback | None = None,
+        keep_records: bool = True,
     ) -> None:
-        self.recorder = Recorder()
+        """`keep_records`: whether somebody will ask for every batch and step."""
+        self.recorder = Recorder(keep=keep_records)
         self._network = network
         self._tokenizer = tokenizer
         self._devices = devices

@@ -128,8 +128,13 @@ class RenderStats:
 
 @dataclass
 class Recorder:
-    """Collects measurements from the workers; every method may be called from any thread."""
+    """Collects measurements from the workers; every method may be called from any thread.
 
+    Attributes:
+        keep: whether each batch and each step is kept. They take some memory a segment.
+    """
+
+    keep: bool = True
     started: float = field(default_factory=perf_counter)
     text_s: float = 0.0
     batches: list[BatchRecord] = field(default_factory=list)
@@ -147,11 +152,15 @@ class Recorder:
 
     def step(self, segments: int, seconds: float) -> None:
         """Note one call of the step graph."""
+        if not self.keep:
+            return
         with self._lock:
             self.steps_ms.append(StepRecord(segments, seconds * 1000))
 
     def batch(self, record: BatchRecord) -> None:
         """Note one batch."""
+        if not self.keep:
+            return
         with self._lock:
             self.batches.append(record)
 

@@ -96,9 +96,13 @@ def test_many_more_videos_than_devices_are_open_a_few_at_a_time(
             alive -= 1
 
     monkeypatch.setattr(render, "Job", Counted)
+    ended = set()
     with Engine.open(tiny_bundle, devices="cpu:2") as engine:
         limit = 1 + sum(cost.best_batch(2) for cost in engine.costs(2))
-        ended = {number for number, _ in engine.render_many([Task(SKY, frames=5)] * 60, max_batch=2)}
+        for number, _ in engine.render_many([Task(SKY, frames=5)] * 60, max_batch=2):
+            ended.add(number)
+            assert engine._render is not None
+            assert (engine._render.recorder.batches, engine._render.recorder.steps_ms) == ([], [])
     assert ended == set(range(60))
     # A worker may hold the last batch's jobs a moment longer.
     assert most <= limit + 4
