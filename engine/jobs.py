@@ -167,8 +167,7 @@ def _below(folder: Path, name: str) -> Path:
     path = Path(os.path.normpath(folder / name))
     if Path(name).is_absolute() or Path(os.path.normpath(folder)) not in path.parents:
         raise InputError(expected=f"an out below {folder}", found=repr(name), fix="give a relative name without ..")
-    # The file itself may be a link: it is replaced, not followed.
-    real = Path(os.path.realpath(path.parent)) / path.name
+    real = Path(os.path.realpath(path))
     if not real.is_relative_to(os.path.realpath(folder)):
         raise InputError(
             expected=f"an out below {folder}",

@@ -83,7 +83,7 @@ class Mp4Writer:
             self._stream.codec_context.thread_count = 1
         except BaseException as error:
             self._part.unlink(missing_ok=True)
-            if isinstance(error, (OSError, av.FFmpegError)):
+            if isinstance(error, (OSError, self._av.FFmpegError)):
                 raise self._failed(error) from error
             raise
         return self

@@ -102,24 +102,23 @@ def test_a_bad_line_fails_alone(jobs: Jobs, line: Line, said: str, tmp_path: Pat
     assert len(lines) == 2
 
 
-def test_a_link_in_a_files_place_is_replaced_and_a_linked_folder_of_ones_own_is_fine(
-    jobs: Jobs, tmp_path: Path
-) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "inner").mkdir()
+def test_links_within_the_folder_are_followed_and_no_two_jobs_write_one_file(jobs: Jobs, tmp_path: Path) -> None:
+    inner = tmp_path / "real" / "inner"
+    inner.mkdir(parents=True)
     (tmp_path / "videos").symlink_to(tmp_path / "real")
-    (tmp_path / "real" / "to-inner").symlink_to(tmp_path / "real" / "inner")
+    (tmp_path / "real" / "to-inner").symlink_to(inner)
     (tmp_path / "real" / "a.mp4").symlink_to(tmp_path / "kept.mp4")
     (tmp_path / "kept.mp4").write_text("mine")
     status, summary, _ = jobs(
-        {"story": "story.toml", "frames": 5, "out": "a.mp4"},
+        {"story": "story.toml", "frames": 5, "out": "a.mp4"},  # would be written outside
         {"story": "story.toml", "frames": 6, "out": "to-inner/b.mp4"},
         {"story": "story.toml", "frames": 7, "out": "inner/b.mp4"},  # the same file
     )
-    assert (status, summary["done"]) == (1, 2)
+    assert status == 1
+    assert [result["error"] is None for result in summary["results"]] == [False, True, False]
+    assert "a link leads out of it" in summary["results"][0]["error"]
     assert (tmp_path / "kept.mp4").read_text() == "mine"
-    assert frames_in(tmp_path / "real" / "a.mp4") == 5
-    assert frames_in(tmp_path / "real" / "inner" / "b.mp4") == 6
+    assert frames_in(inner / "b.mp4") == 6
 
 
 def test_a_folder_that_goes_away_meanwhile_fails_its_jobs_alone(
