@@ -108,7 +108,8 @@ def distributions(bins: Sequence[SizeBin]) -> tuple[str, str]:
         parts.append(text(left - 8, floor - 6, size.label, "end", "number"))
     parts.append(text(left + (_WIDTH - left) / 2, bottom + 40, "ms a call", "middle", "muted"))
     slower = sum(sum(ms > end_ms for ms in size.ms) for size in bins)
-    note = f"{slower} calls slower than {duration(end_ms / 1000)} are not drawn." if slower else ""
+    calls = "1 call" if slower == 1 else f"{slower} calls"
+    note = f"Not drawn: {calls} slower than {duration(end_ms / 1000)}." if slower else ""
     return figure("".join(parts), _WIDTH, bottom + 44, "Times of the calls by number of segments"), note
 
 

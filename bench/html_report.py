@@ -1,7 +1,7 @@
 """A run as one page of HTML that needs nothing else: no network, no script, light and dark."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
@@ -38,7 +38,7 @@ def html_report(
         _section("Timeline", "What each device did. Rest the pointer on a bar for its segments.", timeline(result)),
         _pair(_sizes(bins), _latencies(bins)),
         _pair(_phases(result), _comparison(result, comparison) if comparison else ""),
-        _simulation(simulation) if simulation else "",
+        _simulation(simulation, _executed(result)) if simulation else "",
         _sheet(sheet_png) if sheet_png is not None else "",
         _section("The run", "", _figures(result)),
     ]
@@ -153,7 +153,13 @@ def _comparison(result: Result, comparison: ArComparison) -> str:
     return _section("Against the autoregressive baseline", lead, picture)
 
 
-def _simulation(points: Sequence[SimulatedPoint]) -> str:
+def _executed(result: Result) -> dict[float, float]:
+    """Seconds that the run took which was also simulated, by its devices."""
+    tables = result.simulate or []
+    return {table["devices"]: table["executed_s"] for table in tables if "executed_s" in table}
+
+
+def _simulation(points: Sequence[SimulatedPoint], executed: Mapping[float, float]) -> str:
     devices = [point.devices for point in points]
     times: list[tuple[str, list[float | None]]] = [("accent", [point.makespan_s for point in points])]
     times.insert(0, ("limit", [point.lower_bound_s for point in points]))
@@ -167,6 +173,8 @@ def _simulation(points: Sequence[SimulatedPoint]) -> str:
         keys.append(("other", "autoregressive"))
         share_keys.append(("other", "reduction against autoregressive"))
         head += ["autoregressive", "reduction"]
+    if executed:
+        head.append("executed")
     rows = []
     for point in points:
         row = [f"{point.devices:,}", duration(point.makespan_s), duration(point.lower_bound_s)]
@@ -174,6 +182,8 @@ def _simulation(points: Sequence[SimulatedPoint]) -> str:
         if compared:
             row.append("" if point.ar_makespan_s is None else duration(point.ar_makespan_s))
             row.append("" if point.reduction is None else f"{point.reduction:.2%}")
+        if executed:
+            row.append(duration(executed[point.devices]) if point.devices in executed else "")
         rows.append(row)
     left = legend(keys) + curve(devices, times, "Makespan over the number of devices", shares=False)
     right = legend(share_keys) + curve(devices, shares, "Shares over the number of devices", shares=True)

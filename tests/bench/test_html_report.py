@@ -94,7 +94,7 @@ def test_batch_sizes_and_latencies_are_counted_and_tabulated() -> None:
 def test_a_call_far_slower_than_all_others_does_not_flatten_the_picture_and_is_mentioned() -> None:
     steps = [StepRecord(1, 100.0 + place % 10) for place in range(1000)] + [StepRecord(1, 60_000.0)]
     page = html_report(RESULT, steps, None)
-    assert "1 calls slower than 125 ms are not drawn." in Page(page).text
+    assert "Not drawn: 1 call slower than 125 ms." in Page(page).text
 
 
 def test_the_comparison_shows_wall_times_windows_and_reduction() -> None:
@@ -125,6 +125,14 @@ def test_the_simulated_curve_has_a_point_and_a_row_for_each_number_of_devices() 
     assert y[0] < y[1] < y[2]  # less time is further down
     assert "<td>1,024</td><td>4 s</td><td>3 s</td><td>75.0%</td><td></td><td></td>" in page
     assert "<td>2</td><td>50 s</td><td>48 s</td><td>96.0%</td><td>3.33 min</td><td>75.00%</td>" in page
+
+
+def test_what_was_also_executed_stands_beside_its_simulation() -> None:
+    assert "<th>executed</th>" not in whole()
+    page = whole(replace(RESULT, simulate=[{"devices": 1}, {"devices": 2, "executed_s": 51.0}]))
+    assert "<th>executed</th>" in page
+    assert "<td>3.33 min</td><td>75.00%</td><td>51 s</td>" in page
+    assert page.count("<td>51 s</td>") == 1
 
 
 @pytest.mark.parametrize("points", [POINTS[:1], POINTS[2:], [SimulatedPoint(4, 9.0, 9.0, 1.0, 3.0, -2.0)]])
