@@ -25,6 +25,25 @@ STORY = Story([(0, "red sky"), (9, "blue sea")])
 NODE = {"object_store_memory": 100_000_000}
 
 
+PATIENCE_S = 300.0  # of a machine that others keep busy
+
+
+def patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray's question for a node that starts, which gives up for good after half a minute without an answer."""
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return get_node(*arguments, **options)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    return ask
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster whose head, the node that this process is on, has no CPUs to give. Add nodes with has_nodes."""
@@ -33,6 +52,7 @@ def cluster() -> Iterator[Any]:
         # On a busy machine nodes and actors start slowly, the more so at the low priority that Ray gives to actors.
         patch.setenv("RAY_agent_register_timeout_ms", "300000")
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setattr("ray._private.services.get_node", patient(ray._private.services.get_node))
         cluster = Cluster(
             initialize_head=True,
             head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False, "include_log_monitor": False},
@@ -46,8 +66,8 @@ def cluster() -> Iterator[Any]:
 def has_nodes(cluster: Any, count: int) -> list[Any]:
     """The cluster's nodes of one CPU each, made so many; in the order of the actors of "ray"."""
     for _ in range(count - len(cluster.worker_nodes)):
-        cluster.add_node(num_cpus=1, **NODE)
-    cluster.wait_for_nodes()
+        cluster.add_node(wait=False, num_cpus=1, **NODE)
+    cluster.wait_for_nodes(PATIENCE_S)
     assert len(cluster.worker_nodes) == count
     return sorted(cluster.worker_nodes, key=lambda node: str(node.node_id))
 
@@ -75,7 +95,7 @@ def pids(engine: Engine) -> list[int]:
 
 def wait_for_the_end_of(processes: list[int]) -> None:
     """Wait until they are gone."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while any(Path(f"/proc/{pid}").exists() for pid in processes):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -185,7 +205,7 @@ def test_ctrl_c_leaves_no_actor_behind(cluster: Any, tiny_bundle: Path, story_fi
     actors = list(actor_processes())
     assert len(actors) == 2
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 130
+    assert process.wait(PATIENCE_S) == 130
     wait_for_the_end_of(actors)
     assert not (tmp_path / "out.mp4").exists()
 
