@@ -119,22 +119,21 @@ def cache_folder() -> Path:
 def _steps_s(runner: Runner, network: Network, sizes: Sequence[int], check: Callable[[], None]) -> dict[int, float]:
     """Seconds of one step by batch size: the fastest of a few of each, in turn, after one to warm up."""
     taken_s: dict[int, list[float]] = {size: [] for size in sizes}
-    batches = {size: _batch(runner, network, size) for size in sizes}
     for _ in range(1 + _REPEATS):
-        for size, step in batches.items():
+        for size in sizes:
             check()
-            taken_s[size].append(_timed(step))
+            taken_s[size].append(_step_s(runner, network, size))
     return {size: min(seconds[1:]) for size, seconds in taken_s.items()}
 
 
-def _batch(runner: Runner, network: Network, size: int) -> Callable[[], None]:
-    """A batch of so many segments; each call is a step."""
+def _step_s(runner: Runner, network: Network, size: int) -> float:
+    """Seconds of the first step of so many segments. A runner has one batch under way, so each is started anew."""
     x = np.zeros(_latents(network, size), dtype=np.float32)
     prompt = np.zeros((size, network.length, network.prompt_tokens, network.prompt_dim), dtype=np.float32)
     denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
     timestep, ones = np.zeros(size, dtype=np.int64), np.ones(size, dtype=np.float32)
     coefficients = np.zeros((size, 6), dtype=np.float32)
-    return lambda: denoising.step(timestep, coefficients, ones, None)
+    return _timed(lambda: denoising.step(timestep, coefficients, ones, None))
 
 
 def _latents(network: Network, batch: int) -> tuple[int, ...]:
