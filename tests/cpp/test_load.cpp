@@ -1,9 +1,10 @@
-// The scheduler under a load as no program makes it: many threads, videos that come and fail, devices that are lost.
+// The end of all work; and a load as no program makes it, of many threads, videos that come and fail, lost devices.
 //
 // Rounds by the environment variable NUWAXL_LOAD_ROUNDS; a few by default.
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 #include <mutex>
 #include <random>
 #include <set>
@@ -134,7 +135,7 @@ void round(unsigned seed) {
     std::atomic<bool> over = false;
     std::thread watcher([&] {  // whatever else may be asked at any time
         while (!over) {
-            for (std::size_t device = 0; device < count; ++device) load.scheduler.held(static_cast<std::int64_t>(device));
+            for (std::int64_t device = 0; device < std::ssize(devices); ++device) load.scheduler.held(device);
             CHECK(!load.scheduler.stopped());
             load.scheduler.has_ready();
             load.scheduler.finished();
@@ -163,7 +164,38 @@ void round(unsigned seed) {
     load.check_all_was_done_once();
 }
 
+// A step of 1, 4, 5, 8 segments takes 1, 3, 5.5, 5.6: of the last five, four and one take the least time.
+const CostModel kDented({1, 4, 5, 8}, {1.0, 3.0, 5.5, 5.6});
+
 }  // namespace
+
+TEST(the_last_segments_are_those_of_videos_that_have_not_failed) {
+    Scheduler scheduler(Policy::kEager, {kDented}, 8);
+    for (int i = 0; i < 5; ++i) scheduler.add(Plan(16, 16), 1);
+    const std::int64_t large = scheduler.add(Plan(1024, 16), 1);
+    scheduler.fail(large);
+    scheduler.close();
+    CHECK(scheduler.next(0)->items.size() == 4);
+}
+
+TEST(more_videos_may_come_until_it_is_closed) {
+    for (const bool closed : {false, true}) {
+        Scheduler scheduler(Policy::kEager, {kDented}, 8);
+        for (int i = 0; i < 5; ++i) scheduler.add(Plan(16, 16), 1);
+        if (closed) scheduler.close();
+        CHECK(scheduler.next(0)->items.size() == (closed ? 4 : 5));
+    }
+}
+
+TEST(the_last_segments_before_a_barrier_are_those_of_the_depth) {
+    for (const Policy policy : {Policy::kLevel, Policy::kEager}) {
+        Scheduler scheduler(policy, {kDented}, 8);
+        scheduler.add(Plan(1024, 16, 3), 1);  // 1 + 5 + 69 segments
+        scheduler.close();
+        scheduler.done(0, scheduler.next(0)->items);
+        CHECK(scheduler.next(0)->items.size() == (policy == Policy::kLevel ? 4 : 5));
+    }
+}
 
 TEST(any_load_is_done_and_done_once) {
     const char* const rounds = std::getenv("NUWAXL_LOAD_ROUNDS");
