@@ -197,6 +197,19 @@ TEST(the_last_segments_before_a_barrier_are_those_of_the_depth) {
     }
 }
 
+TEST(a_device_takes_no_newcomers_while_a_consumer_waits_for_a_window) {
+    for (const bool waits : {false, true}) {
+        Scheduler scheduler(Policy::kEager, {CostModel({1, 8}, {8.0, 15.0}, 1.0)}, 8);
+        scheduler.add(Plan(16, 16), 1, waits ? std::vector<Window>{{0, 15}} : std::vector<Window>{}, 1);
+        scheduler.add(Plan(16, 16), 10);
+        CHECK(scheduler.next(0)->items.size() == 2);
+        scheduler.advance(0);
+        scheduler.done(0, std::vector<Item>{{0, 0}});
+        scheduler.add(Plan(16, 16), 10);
+        CHECK(scheduler.join(0).size() == (waits ? 0 : 1));
+    }
+}
+
 TEST(any_load_is_done_and_done_once) {
     const char* const rounds = std::getenv("NUWAXL_LOAD_ROUNDS");
     const unsigned count = rounds != nullptr ? static_cast<unsigned>(std::atoi(rounds)) : 20;
