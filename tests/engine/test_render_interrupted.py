@@ -258,7 +258,8 @@ def test_the_other_devices_take_over_what_a_lost_one_had_under_way(tiny_bundle: 
         runners[1].steps_left = steps_left
         found = np.concatenate([clip.frames for clip in engine.render(STORY, frames=100)])
         assert np.abs(found.astype(int) - undisturbed).max() <= 1
-        runners[0].steps_left = 20
+        # On a busy machine the other one may have had too little to do to be lost yet.
+        runners[0].steps_left, runners[1].steps_left = 20, 0
         with pytest.raises(RenderError, match="unplugged"):
             list(engine.render(STORY, frames=100))
 
