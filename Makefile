@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # What the native module is made of; other changes need no reinstall, since the package is installed in place.
-NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/csrc/*)
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard engine/csrc/*.* engine/csrc/*/*)
 CPP_TESTS := $(wildcard tests/cpp/*)
 CPP_EXAMPLE := $(wildcard cmake/* examples/cpp/*)
 
@@ -90,7 +90,7 @@ SANITIZE_plain :=
 SANITIZE_address := address,undefined
 SANITIZE_thread := thread
 
-build/cpp/%.passed: $(VENV)/.installed-dev CMakeLists.txt $(wildcard engine/csrc/*) $(CPP_TESTS)
+build/cpp/%.passed: $(VENV)/.installed-dev $(NATIVE) $(CPP_TESTS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/cpp/$* -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DNUWAXL_MODULE=OFF -DNUWAXL_TESTS=ON -DNUWAXL_SANITIZE=$(SANITIZE_$*)
 	$(BIN)/cmake --build build/cpp/$*

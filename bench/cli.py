@@ -121,7 +121,7 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
     story = bundled_story() if arguments.story is None else Story.load(arguments.story)
     comparison = None
     with ExitStack() as stack:
-        engine = stack.enter_context(Engine.open(arguments.bundle, devices=arguments.devices))
+        engine = stack.enter_context(Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32))
         task = _task(arguments, story)
         plan = engine.resolve(task).plan
         bars = stack.enter_context(ProgressBars())

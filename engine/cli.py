@@ -70,9 +70,10 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         default="cpu",
         metavar="LIST",
-        help="cpu: one worker with all cores; cpu:2: two that share them; "
+        help="cpu: one worker with all cores; cpu:2: two that share them; cuda:0,cuda:1: two GPUs; "
         "ray: every device of a Ray cluster; ray:2: two of them",
     )
+    parser.add_argument("--tf32", action="store_true", help="let GPUs round the factors of float32 products: faster")
     parser.add_argument("--seed", type=seed, metavar="N", help="seed of the noise (default: the story's, else 0)")
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="denoising steps a segment (default: the bundle's)"
@@ -117,7 +118,10 @@ def _parser() -> Parser:
 def _render(arguments: argparse.Namespace) -> None:
     story = Story.load(arguments.story)
     out = check_output(arguments.out)
-    with Engine.open(arguments.bundle, devices=arguments.devices) as engine, ProgressBars() as bars:
+    with (
+        Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
+        ProgressBars() as bars,
+    ):
         video = engine.render(
             story,
             frames=arguments.frames,
@@ -146,7 +150,10 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
             expected=f"a folder {out_dir} that can be made", found=str(error), fix="give another --out-dir"
         ) from error
     started = perf_counter()
-    with Engine.open(arguments.bundle, devices=arguments.devices) as engine, ProgressBars() as bars:
+    with (
+        Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
+        ProgressBars() as bars,
+    ):
         outcomes = render_jobs(
             engine, jobs, policy=arguments.policy, max_batch=arguments.max_batch, progress=bars, on_end=_print_outcome
         )

@@ -133,7 +133,13 @@ def _step_s(runner: Runner, network: Network, size: int) -> float:
     denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
     timestep, ones = np.zeros(size, dtype=np.int64), np.ones(size, dtype=np.float32)
     coefficients = np.zeros((size, 6), dtype=np.float32)
-    return _timed(lambda: denoising.step(timestep, coefficients, ones, None))
+
+    def step() -> None:
+        denoising.step(timestep, coefficients, ones, None)
+        denoising.latents([0])  # a GPU is still at it when `step` returns
+
+    denoising.latents([0])  # nor has it done yet what `start` asked
+    return _timed(step)
 
 
 def _latents(network: Network, batch: int) -> tuple[int, ...]:

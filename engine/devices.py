@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nuwaxl.engine.runners.plugins import plugin_for, plugin_names
 from nuwaxl.errors import InputError
@@ -11,9 +12,12 @@ from nuwaxl.errors import InputError
 MAX_WORKERS = 64
 MAX_ACTORS = 1024
 
+DeviceKind = Literal["cpu", "cuda"]
+GPU_KINDS: tuple[DeviceKind, ...] = ("cuda",)
+
 _AVAILABLE = (
-    'this version runs on the CPU: use "cpu" for one worker, "cpu:N" for N workers that share the cores, or, alone, '
-    '"ray" or "ray:N" for those of a Ray cluster'
+    'use "cpu" for one worker, "cpu:N" for N workers that share the cores, "cuda:I" for the GPU of number I, '
+    'or, alone, "ray" or "ray:N" for those of a Ray cluster'
 )
 
 
@@ -32,12 +36,14 @@ class Worker:
     """One worker: the thread that runs batches, on one device.
 
     Attributes:
-        name: what statistics call it, "cpu#0", "cpu#1", ...; "ray#0", ... on a cluster; else the device as it was
-            asked for, and its number.
+        name: what statistics call it, "cpu#0", "cpu#1", ...; "cuda:0", ...; "ray#0", ... on a cluster; else the device
+            as it was asked for, and its number.
         threads: how many cores its inference runtime may use.
         alone: no other worker shares the machine, so idle threads may spin.
-        processor: of the machine it is on.
+        processor: of the machine it is on; a GPU's name.
         plugin: the device of a plugin's runner (runners/plugins.py), "torch:cuda:0"; None for the engine's own.
+        kind: what runs it, where that is the engine's own.
+        index: the GPU's number, 0 on the CPU.
     """
 
     name: str
@@ -45,6 +51,8 @@ class Worker:
     alone: bool
     processor: str = field(default_factory=processor)
     plugin: str | None = None
+    kind: DeviceKind = "cpu"
+    index: int = 0
 
     @property
     def description(self) -> str:
@@ -53,38 +61,55 @@ class Worker:
 
 
 def parse_devices(devices: str) -> tuple[Worker, ...]:
-    """Workers of a device list such as "cpu", "cpu:2", "cpu:1,cpu:1" or "torch:cuda:0,torch:cuda:1". "cpu:2" is two
-    workers, the cores split evenly; each of a plugin's devices is one.
+    """Workers of a device list such as "cpu", "cpu:2", "cuda:0,cuda:1" or "torch:cuda:0,torch:cuda:1". "cpu:2" is two
+    workers, the cores split evenly; "cuda" is "cuda:0"; each of a plugin's devices is one. Whether there is such a GPU
+    is seen when its runner is opened.
 
     Raises:
-        InputError: an unknown or unsupported device, no worker, or more than MAX_WORKERS.
+        InputError: an unknown device, no worker, a GPU twice, or more than MAX_WORKERS.
     """
     cores = available_cores()
-    count = 0
+    on_cpu = 0
+    gpus: list[tuple[DeviceKind, int]] = []
     plugins: list[str] = []
     for item in devices.split(",") if isinstance(devices, str) else [repr(devices)]:
         item = item.strip()
         if item.partition(":")[0] in plugin_names():
             plugins.append(item)
             continue
-        match = re.fullmatch(r"cpu(?::([0-9]{1,18}))?", item)
+        match = re.fullmatch(rf"(cpu|{'|'.join(GPU_KINDS)})(?::([0-9]{{1,18}}))?", item)
         if match is None:
-            known = ["cpu", "cpu:N", "ray", "ray:N", *(f"{name}:DEVICE" for name in plugin_names())]
-            raise InputError(expected=f"devices: {', '.join(known)}", found=_found(item), fix=_AVAILABLE)
-        count += int(match[1]) if match[1] else 1
-        if match[1] and int(match[1]) == 0:
-            raise InputError(expected="devices: at least one worker", found=item, fix=_AVAILABLE)
-    if count + len(plugins) > MAX_WORKERS:
+            known = ["cpu", "cpu:N", *(f"{kind}:I" for kind in GPU_KINDS), "ray", "ray:N"]
+            known += [f"{name}:DEVICE" for name in plugin_names()]
+            raise InputError(expected=f"devices: {', '.join(known)}", found=f'"{item}"', fix=_AVAILABLE)
+        number = int(match[2]) if match[2] else None
+        if match[1] == "cpu":
+            if number == 0:
+                raise InputError(expected="devices: at least one worker", found=item, fix=_AVAILABLE)
+            on_cpu += 1 if number is None else number
+        else:
+            gpu = (next(kind for kind in GPU_KINDS if kind == match[1]), number or 0)
+            if gpu in gpus:
+                raise InputError(expected="devices: every GPU once", found=f"{devices}", fix=_AVAILABLE)
+            gpus.append(gpu)
+    count = on_cpu + len(gpus) + len(plugins)
+    if count > MAX_WORKERS:
         raise InputError(
             expected=f"devices: at most {MAX_WORKERS} workers",
-            found=f"{count + len(plugins)}",
+            found=f"{count}",
             fix=f'use "cpu:{cores}", one a core',
         )
-    alone = count + len(plugins) == 1
-    own = [Worker(f"cpu#{i}", threads=max(1, cores // count), alone=alone) for i in range(count)]
-    threads = max(1, cores // (count + len(plugins)))
+    alone = count == 1
+    own = [Worker(f"cpu#{i}", threads=max(1, cores // on_cpu), alone=alone) for i in range(on_cpu)]
+    own += [Worker(f"{kind}:{index}", 1, alone, kind=kind, index=index) for kind, index in gpus]
     others = [
-        Worker(f"{device}#{i}", threads, alone, plugin_for(device).processor(device.partition(":")[2]), device)
+        Worker(
+            f"{device}#{i}",
+            max(1, cores // count),
+            alone,
+            plugin_for(device).processor(device.partition(":")[2]),
+            device,
+        )
         for i, device in enumerate(plugins)
     ]
     return (*own, *others)
@@ -119,9 +144,3 @@ def parse_ray(devices: str) -> Actors | None:
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _found(item: str) -> str:
-    if item.partition(":")[0] in ("cuda", "gpu", "tensorrt"):
-        return f'"{item}", and GPUs are not supported in this version'
-    return f'"{item}"'

@@ -17,8 +17,7 @@ from nuwaxl.engine.process import HomeProcess
 from nuwaxl.engine.render import Device, Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
 from nuwaxl.engine.runners.base import Runner
-from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.engine.runners.plugins import plugin_for
+from nuwaxl.engine.runners.opening import open_local
 from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.text import PromptTokenizer
@@ -52,24 +51,27 @@ class Engine:
         self._render: Render | None = None
 
     @classmethod
-    def open(cls, bundle: str | os.PathLike[str] | Bundle | None = None, devices: str = "cpu") -> "Engine":
+    def open(
+        cls, bundle: str | os.PathLike[str] | Bundle | None = None, devices: str = "cpu", *, tf32: bool = False
+    ) -> "Engine":
         """Verify a bundle and load it on devices.
 
         Args:
             bundle: a bundle's directory, a Bundle, or None for the demo bundle that ships in the package.
-            devices: "cpu" is one worker with all cores, "cpu:2" two that share them; "ray" is every device of a
-                running Ray cluster, "ray:2" two of them (docs/ray.md).
+            devices: "cpu" is one worker with all cores, "cpu:2" two that share them; "cuda:0,cuda:1" two GPUs; "ray"
+                is every device of a running Ray cluster, "ray:2" two of them (docs/ray.md).
+            tf32: let GPUs round the factors of float32 products to 10 bits of mantissa, which is faster; not on Ray.
 
         Raises:
-            InputError: a bundle that is damaged or too new, an unknown device, no inference runtime
-                installed, or no Ray cluster with so much room.
+            InputError: a bundle that is damaged or too new, an unknown device, one that this machine does not have,
+                no inference runtime installed, or no Ray cluster with so much room.
         """
         actors = parse_ray(devices)
         workers = () if actors else parse_devices(devices)
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(demo_bundle() if bundle is None else bundle)
         if actors is None:
-            return cls(bundle, workers, tuple(_open_runner(bundle, worker) for worker in workers))
+            return cls(bundle, *open_local(bundle, workers, tf32=tf32))
         # Ray is an extra, and few need it.
         from nuwaxl.engine.runners.ray_cluster import open_runners
 
@@ -267,9 +269,3 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open_runner(bundle: Bundle, worker: Worker) -> Runner:
-    if worker.plugin is None:
-        return OnnxRuntimeRunner(bundle, worker)
-    return plugin_for(worker.plugin).open_runner(bundle, worker.plugin.partition(":")[2], worker.threads)

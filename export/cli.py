@@ -70,7 +70,9 @@ def _parser() -> Parser:
         type=plan_options.numbers,
         default=(),
         metavar="LIST",
-        help="with --target tensorrt-rtx, the GPUs to build for: compute capabilities without the dot, 89,120",
+        help="write the graphs for NVIDIA GPUs, and into the bundle the kernels that they call, compiled for these "
+        "compute capabilities without the dot, as in 80,86,89,90,100,120 (no GPU needed); with --target tensorrt-rtx, "
+        "the GPUs to build plans for",
     )
     defaults = parser.add_argument_group("sampler defaults of the bundle (default: those of config.json)")
     defaults.add_argument("--sampler", choices=SAMPLERS)
@@ -112,6 +114,7 @@ def _export(arguments: argparse.Namespace) -> None:
         sampler=sampler,
         decode_overlap=arguments.decode_overlap,
         precision=arguments.precision,
+        kernels_for=() if arguments.target else arguments.sm,
         force=arguments.force,
         files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
         progress=progress,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nuwaxl.export.precision import cast, dense, softmax
@@ -59,6 +59,8 @@ def prompt_state(attention: Attention, prompt: Tensor, negative: Tensor) -> Prom
 class GuidedDenoiser:
     """Runs an MTD on x for the prompt and for the negative prompt."""
 
+    channel_axis = 1
+
     def __init__(self, mtd: MTD) -> None:
         self.mtd = mtd
         self.length = mtd.config.length
@@ -80,14 +82,14 @@ class GuidedDenoiser:
                 layer, branches, embedding, injection, next(prompted) if layer.attention is not None else None
             )
 
-        branches = Branches(mtd.conv_in(x.reshape(-1, *x.shape[2:])), 1)
+        branches = Branches(self._conv_in(x), 1)
         skips = [branches]
         for block in mtd.down_blocks:
             for layer in block.layers:
                 branches = run(layer, branches)
                 skips.append(branches)
             if block.resample is not None:
-                branches = Branches(block.resample(branches.h), branches.count)
+                branches = Branches(self._resample(block.resample, branches.h), branches.count)
                 skips.append(branches)
 
         branches = run(mtd.mid_layer, branches)
@@ -96,14 +98,22 @@ class GuidedDenoiser:
 
         for block in mtd.up_blocks:
             for layer in block.layers:
-                joined = torch.cat([branches.h, _both(skips.pop())], dim=1)  # eq. 6
+                joined = torch.cat([branches.h, _both(skips.pop())], dim=self.channel_axis)  # eq. 6
                 branches = run(layer, Branches(joined, branches.count))
             if block.resample is not None:
-                branches = Branches(block.resample(branches.h), branches.count)
+                branches = Branches(self._resample(block.resample, branches.h), branches.count)
 
-        h = mtd.conv_out(F.silu(mtd.conv_norm_out(branches.h)))
-        cond, uncond = h.reshape(2, -1, *x.shape[1:]).unbind(0)
+        cond, uncond = self._conv_out(branches.h).reshape(2, -1, *x.shape[1:]).unbind(0)
         return cond, uncond
+
+    def _conv_in(self, x: Tensor) -> Tensor:
+        return self.mtd.conv_in(x.reshape(-1, *x.shape[2:]))
+
+    def _conv_out(self, h: Tensor) -> Tensor:
+        return self.mtd.conv_out(F.silu(self.mtd.conv_norm_out(h)))
+
+    def _resample(self, resample: nn.Module, h: Tensor) -> Tensor:
+        return resample(h)
 
     def _layer(
         self,
@@ -149,9 +159,15 @@ class GuidedDenoiser:
 
     def _spatial(self, transformer: SpatialTransformer, h: Tensor, prompt: PromptState, count: int) -> Tensor:
         """As SpatialTransformer.forward, h (count*b*L, c, h, w) -> tokens (2*b*L, h*w, c)."""
-        block = transformer.transformer_blocks[0]
         channels = h.shape[1]
-        x, tokens = (t.reshape(-1, channels, h.shape[2] * h.shape[3]).mT for t in (h, transformer.norm(h)))
+        x, normed = (t.reshape(-1, channels, h.shape[2] * h.shape[3]).mT for t in (h, transformer.norm(h)))
+        return self._transformer(transformer, x, normed, prompt, count)
+
+    def _transformer(
+        self, transformer: SpatialTransformer, x: Tensor, tokens: Tensor, prompt: PromptState, count: int
+    ) -> Tensor:
+        """x (count*b*L, h*w, c) and its group norm `tokens` -> tokens (2*b*L, h*w, c)."""
+        block = transformer.transformer_blocks[0]
         tokens = _linear(tokens, transformer.proj_in.weight.flatten(1), transformer.proj_in.bias)
         normed = block.norm1(tokens)
         attention = block.attn1

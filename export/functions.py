@@ -8,6 +8,8 @@ Bodies compute in float32 and answer in the type of their input, as the kernels 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -20,6 +22,7 @@ import nuwaxl.kernels.ops  # noqa: F401  (registers the operators)
 DOMAIN = "nuwaxl"
 VERSION = 1
 _TYPES = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_FLOAT_ROWS = ("coefficients", "guidance")
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -35,9 +38,18 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             return opset.TemporalConv(x, weight, bias)
         return opset.TemporalConvInjection(x, weight, bias, scale, shift)
 
+    def group_norm(x: Any, weight: Any, bias: Any, groups: int, eps: float = 1e-5, silu: bool = True) -> Any:
+        node = opset.GroupNormSilu if silu else opset.GroupNorm
+        return node(x, weight, bias, groups=groups, eps=eps)
+
+    def update(x: Any, history: Any, noise: Any, cond: Any, uncond: Any, coefficients: Any, guidance: Any) -> Any:
+        return opset.GuidedUpdate(x, history, noise, cond, uncond, coefficients, guidance)
+
     return {
         torch.ops.nuwaxl.temporal_attention.default: attention,
         torch.ops.nuwaxl.temporal_conv.default: convolution,
+        torch.ops.nuwaxl.group_norm_silu.default: group_norm,
+        torch.ops.nuwaxl.guided_update.default: update,
     }
 
 
@@ -49,30 +61,28 @@ def add_bodies(model: onnx.ModelProto) -> None:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.functions.extend(_BODIES[name](opset) for name in used)
+    model.functions.extend(_NODES[name].body(opset) for name in used)
 
 
 def _register() -> None:
     """Declare the nodes to onnx, once a process: the exporter writes only nodes whose schema it finds."""
     schema = onnx.defs.OpSchema
-    inputs = {
-        "TemporalAttention": ["qkv"],
-        "TemporalConv": ["x", "weight", "bias"],
-        "TemporalConvInjection": ["x", "weight", "bias", "scale", "shift"],
-    }
-    for name, names in inputs.items():
+    kinds = {"heads": schema.AttrType.INT, "groups": schema.AttrType.INT, "eps": schema.AttrType.FLOAT}
+    for name, node in _NODES.items():
         if onnx.defs.has(name, DOMAIN):
             continue
-        heads = schema.Attribute("heads", schema.AttrType.INT, "attention heads", required=True)
         onnx.defs.register_schema(
             schema(
                 name,
                 DOMAIN,
                 VERSION,
-                type_constraints=[("T", _TYPES, "all tensors are of one type")],
-                inputs=[schema.FormalParameter(each, "T") for each in names],
-                outputs=[schema.FormalParameter("out", "T")],
-                attributes=[heads] if name == "TemporalAttention" else [],
+                type_constraints=[("T", _TYPES, "all tensors but the rows of the update are of one type")],
+                inputs=[
+                    schema.FormalParameter(each, "tensor(float)" if each in _FLOAT_ROWS else "T")
+                    for each in node.inputs
+                ],
+                outputs=[schema.FormalParameter(each, "T") for each in node.outputs],
+                attributes=[schema.Attribute(each, kinds[each], each, required=True) for each in node.attributes],
             )
         )
 
@@ -102,11 +112,23 @@ class _Body:
         constant.ref_attr_name = name
         return self("Reshape", scalar, self.ints(1))
 
-    def function(self, name: str, inputs: list[str], out: str, opset: int, attributes: list[str]) -> onnx.FunctionProto:
-        """The function whose output is `out` in the type of its first input."""
-        self.nodes.append(helper.make_node("CastLike", [out, inputs[0]], ["out"]))
+    def float_attribute(self, name: str) -> str:
+        """The float attribute of the node as a scalar tensor."""
+        scalar: str = self("Constant", value_float=0.0)
+        constant = self.nodes[-1].attribute[0]
+        constant.ClearField("f")
+        constant.ref_attr_name = name
+        return scalar
+
+    def function(self, name: str, opset: int, *outputs: str) -> onnx.FunctionProto:
+        """The function of the node `name`, whose outputs are these in the type of its first input."""
+        node = _NODES[name]
+        for computed, output in zip(outputs, node.outputs, strict=True):
+            self.nodes.append(helper.make_node("CastLike", [computed, node.inputs[0]], [output]))
         imports = [helper.make_opsetid("", opset)]
-        return helper.make_function(DOMAIN, name, inputs, ["out"], self.nodes, imports, attributes)
+        return helper.make_function(
+            DOMAIN, name, list(node.inputs), list(node.outputs), self.nodes, imports, list(node.attributes)
+        )
 
 
 def _attention(opset: int) -> onnx.FunctionProto:
@@ -121,25 +143,76 @@ def _attention(opset: int) -> onnx.FunctionProto:
     scores = body("MatMul", body("Div", query, body("Sqrt", size)), body("Transpose", key, perm=[0, 1, 2, 4, 3]))
     mixed = body("MatMul", body("Softmax", scores, axis=-1), value)
     out = body("Reshape", body("Transpose", mixed, perm=[0, 3, 1, 2, 4]), body.ints(0, 0, 0, -1))
-    return body.function("TemporalAttention", ["qkv"], out, opset, ["heads"])
+    return body.function("TemporalAttention", opset, out)
 
 
 def _convolution(opset: int, *, inject: bool) -> onnx.FunctionProto:
-    """x (b, L, p, c), weight (k, c, c), bias (c,), and scale and shift (b, L, p, c) -> (b, L, p, c)."""
+    """x (n * b, L, p, c), weight (k, c, c), bias (c,), and scale and shift (b, L, p, c) -> shape of x."""
     body = _Body()
     # Conv over (L, p) with a kernel of k x 1; the padding, (k - 1) / 2 at each end, is the rule SAME of an odd kernel.
     frames = body("Transpose", body.float("x"), perm=[0, 3, 1, 2])
     taps = body("Unsqueeze", body("Transpose", body.float("weight"), perm=[2, 1, 0]), body.ints(3))
     h = body("Transpose", body("Conv", frames, taps, body.float("bias"), auto_pad="SAME_UPPER"), perm=[0, 2, 3, 1])
-    inputs = ["x", "weight", "bias"]
-    if inject:
-        h = body("Add", body("Mul", h, body.float("scale")), body.float("shift"))
-        inputs += ["scale", "shift"]
-    return body.function("TemporalConvInjection" if inject else "TemporalConv", inputs, h, opset, [])
+    if not inject:
+        return body.function("TemporalConv", opset, h)
+    branches = body("Reshape", h, body("Concat", body.ints(-1), body("Shape", "scale"), axis=0))
+    h = body("Add", body("Mul", branches, body.float("scale")), body.float("shift"))
+    return body.function("TemporalConvInjection", opset, body("Reshape", h, body("Shape", "x")))
 
 
-_BODIES: dict[str, Callable[[int], onnx.FunctionProto]] = {
-    "TemporalAttention": _attention,
-    "TemporalConv": lambda opset: _convolution(opset, inject=False),
-    "TemporalConvInjection": lambda opset: _convolution(opset, inject=True),
+def _group_norm(opset: int, *, silu: bool) -> onnx.FunctionProto:
+    """x (b, L, p, c), weight (c,), bias (c,) -> (b, L, p, c); attributes groups and eps."""
+    body = _Body()
+    shape = body("Concat", body.ints(0, 0, 0), body.attribute("groups"), body.ints(-1), axis=0)
+    x = body("Reshape", body.float("x"), shape)
+    axes = body.ints(2, 4)
+    centred = body("Sub", x, body("ReduceMean", x, axes))
+    variance = body("ReduceMean", body("Mul", centred, centred), axes)
+    deviation = body("Sqrt", body("Add", variance, body.float_attribute("eps")))
+    normed = body("Reshape", body("Div", centred, deviation), body("Shape", "x"))
+    y = body("Add", body("Mul", normed, body.float("weight")), body.float("bias"))
+    if not silu:
+        return body.function("GroupNorm", opset, y)
+    return body.function("GroupNormSilu", opset, body("Mul", y, body("Sigmoid", y)))
+
+
+def _update(opset: int) -> onnx.FunctionProto:
+    """Five tensors (b, ...), coefficients (b, 6), guidance (b,) -> x_next, x0, shape of x."""
+    body = _Body()
+    rows = body.ints(0, -1)
+    x, history, noise, cond, uncond = (
+        body("Reshape", body.float(name), rows) for name in ("x", "history", "noise", "cond", "uncond")
+    )
+    a_x, a_p, c_x, c_0, c_h, c_n = body("Split", "coefficients", outputs=6, axis=1, num_outputs=6)
+    scale = body("Unsqueeze", "guidance", body.ints(1))
+    pred = body("Add", uncond, body("Mul", scale, body("Sub", cond, uncond)))
+    x0 = body("Add", body("Mul", a_x, x), body("Mul", a_p, pred))
+    x_next = body("Add", body("Mul", c_x, x), body("Mul", c_0, x0))
+    x_next = body("Add", x_next, body("Mul", c_h, history))
+    x_next = body("Add", x_next, body("Mul", c_n, noise))
+    shape = body("Shape", "x")
+    return body.function("GuidedUpdate", opset, body("Reshape", x_next, shape), body("Reshape", x0, shape))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of the domain: its tensors and attributes by name, and what writes its body for an opset."""
+
+    body: Callable[[int], onnx.FunctionProto]
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ("out",)
+
+
+_NODES = {
+    "TemporalAttention": _Node(_attention, ("qkv",), ("heads",)),
+    "TemporalConv": _Node(partial(_convolution, inject=False), ("x", "weight", "bias")),
+    "TemporalConvInjection": _Node(partial(_convolution, inject=True), ("x", "weight", "bias", "scale", "shift")),
+    "GroupNorm": _Node(partial(_group_norm, silu=False), ("x", "weight", "bias"), ("groups", "eps")),
+    "GroupNormSilu": _Node(partial(_group_norm, silu=True), ("x", "weight", "bias"), ("groups", "eps")),
+    "GuidedUpdate": _Node(
+        _update,
+        ("x", "history", "noise", "cond", "uncond", "coefficients", "guidance"),
+        outputs=("x_next", "x0"),
+    ),
 }

@@ -3,16 +3,23 @@
 text, encode and decode wrap one network; prepare computes once a segment what does not depend on the timestep; step
 is one denoising step with guidance and the sampler's update inside. The networks may be in a lower precision
 (precision.py): what a caller gives and gets stays in float32, the state between prepare and step is in the lower one.
+With `kernels` the graphs call the operators `nuwaxl::*`, and the state's scales and shifts are in frame layout
+(b, L, h*w, c) (docs/adr/0007).
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from nuwaxl.export.denoiser import GuidedDenoiser, PromptState, prompt_state
+from nuwaxl.export.frames_denoiser import FramesDenoiser
 from nuwaxl.export.precision import cast
+from nuwaxl.kernels import ops
 from nuwaxl.train.networks.injection import Injection
+from nuwaxl.train.networks.layout import operators, to_frames
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
@@ -32,12 +39,15 @@ class TextGraph(nn.Module):
 class DecodeGraph(nn.Module):
     """latents (b, L, c, h, w) -> video uint8 (b, L, H, W, C)."""
 
-    def __init__(self, tklvae: TKLVAE) -> None:
+    def __init__(self, tklvae: TKLVAE, *, kernels: bool = False) -> None:
         super().__init__()
         self.tklvae = tklvae
+        self.kernels = kernels
 
     def forward(self, latents: Tensor) -> Tensor:
-        pixels = (self.tklvae.decode(latents).permute(0, 1, 3, 4, 2) + 1.0) * 127.5
+        with operators() if self.kernels else nullcontext():
+            decoded = self.tklvae.decode(latents)
+        pixels = (decoded.permute(0, 1, 3, 4, 2) + 1.0) * 127.5
         return pixels.clamp(0.0, 255.0).round().to(torch.uint8)
 
 
@@ -56,9 +66,10 @@ class EncodeGraph(nn.Module):
 class PrepareGraph(nn.Module):
     """prompt (b, L, l_p, d_p), negative (b, l_p, d_p), condition (b, L, c, h, w), mask (b, L, 1, h, w) -> state."""
 
-    def __init__(self, mtd: MTD) -> None:
+    def __init__(self, mtd: MTD, *, kernels: bool = False) -> None:
         super().__init__()
         self.mtd = mtd
+        self.kernels = kernels
 
     def forward(self, prompt: Tensor, negative: Tensor, condition: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         length = self.mtd.config.length
@@ -69,7 +80,10 @@ class PrepareGraph(nn.Module):
         prompts = [prompt_state(layer.transformer_blocks[0].attn2, prompt, negative) for layer in attentions]
         fused = [cast(tensor, dtype) for injection in injections for tensor in injection]
         return (
-            *(tensor.reshape(-1, length, *tensor.shape[1:]) for tensor in fused),
+            *(
+                to_frames(tensor, length) if self.kernels else tensor.reshape(-1, length, *tensor.shape[1:])
+                for tensor in fused
+            ),
             *(tensor for state in prompts for tensor in state),
         )
 
@@ -90,10 +104,11 @@ class StepGraph(nn.Module):
         x_next = c_x * x + c_0 * x0 + c_h * history + c_n * noise
     """
 
-    def __init__(self, mtd: MTD) -> None:
+    def __init__(self, mtd: MTD, *, kernels: bool = False) -> None:
         super().__init__()
         self.mtd = mtd
-        self.denoise = GuidedDenoiser(mtd)
+        self.kernels = kernels
+        self.denoise = FramesDenoiser(mtd) if kernels else GuidedDenoiser(mtd)
         self.injections = len(mtd.injection.levels)
 
     def forward(
@@ -114,6 +129,8 @@ class StepGraph(nn.Module):
             list(zip(fused[::2], fused[1::2], strict=True)),
             [PromptState(*prompts[i : i + size]) for i in range(0, len(prompts), size)],
         )
+        if self.kernels:
+            return ops.guided_update(x, history, noise, cond, uncond, coefficients, guidance)
         return update(x, history, noise, cond, uncond, coefficients, guidance)
 
 

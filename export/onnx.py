@@ -17,6 +17,7 @@ from nuwaxl.export.weights import EXTERNAL_FROM, halve, store, take_out, weight_
 
 OPSET = 20
 BFLOAT16_OPSET = 22  # the first whose convolution may be in bfloat16
+GPU_OPSET = 18  # the CUDA provider lacks kernels of newer operators here and there
 BATCH = "batch"
 
 

@@ -38,14 +38,17 @@ class GraphSource:
     sample: Callable[[int, torch.Generator], Sample]
 
 
-def graph_sources(model: Model, precision: PrecisionName = "fp32") -> Iterator[GraphSource]:
-    """The five graphs of a bundle, one after the other: a network in a lower precision is made when it is its turn."""
+def graph_sources(model: Model, precision: PrecisionName = "fp32", *, kernels: bool = False) -> Iterator[GraphSource]:
+    """The five graphs of a bundle, one after the other: a network in a lower precision is made when it is its turn.
+
+    With `kernels` step and decode call the operators of nuwaxl.kernels.
+    """
     dtype = DTYPES[precision]
     network = model.network(decode_overlap=0)
     latent = (network.length, network.latent_channels, network.latent_height, network.latent_width)
     pixels = (network.length, network.height, network.width, network.channels)
     text, encode, decode = TextGraph(model.text), EncodeGraph(model.tklvae), DecodeGraph(model.tklvae)
-    prepare = PrepareGraph(model.mtd)
+    prepare = PrepareGraph(model.mtd, kernels=kernels)
     state_names = prepare.state_names()
 
     def alone(module: nn.Module, output: str, inputs: Tensors) -> Sample:
@@ -109,11 +112,11 @@ def graph_sources(model: Model, precision: PrecisionName = "fp32") -> Iterator[G
 
     yield GraphSource("text", TextGraph(lowered(model.text, dtype)), ("prompt",), text_sample)
     mtd = lowered(model.mtd, dtype)
-    yield GraphSource("prepare", PrepareGraph(mtd), tuple(state_names), prepare_sample)
-    yield GraphSource("step", StepGraph(mtd), ("x_next", "x0"), step_sample)
+    yield GraphSource("prepare", PrepareGraph(mtd, kernels=kernels), tuple(state_names), prepare_sample)
+    yield GraphSource("step", StepGraph(mtd, kernels=kernels), ("x_next", "x0"), step_sample)
     del mtd
     tklvae = lowered(model.tklvae, dtype)
-    yield GraphSource("decode", DecodeGraph(tklvae), ("video",), decode_sample)
+    yield GraphSource("decode", DecodeGraph(tklvae, kernels=kernels), ("video",), decode_sample)
     yield GraphSource("encode", EncodeGraph(tklvae), ("latents",), encode_sample)
 
 

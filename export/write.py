@@ -26,11 +26,13 @@ from nuwaxl.engine.bundle_schema import (
     TensorSpec,
 )
 from nuwaxl.errors import InputError
+from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels
 from nuwaxl.export.model import Model
-from nuwaxl.export.onnx import save, to_onnx
+from nuwaxl.export.onnx import GPU_OPSET, OPSET, save, to_onnx
 from nuwaxl.export.parity import Parity, batches, check_parity
 from nuwaxl.export.samples import GraphSource, graph_sources
 from nuwaxl.export.weights import EXTERNAL_FROM
+from nuwaxl.kernels.aot import Request
 
 _PRODUCERS = ("nuwaxl", "torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_BATCH = 3
@@ -63,6 +65,7 @@ def export_bundle(
     decode_overlap: int = 0,
     precision: PrecisionName = "fp32",
     external_from: int = EXTERNAL_FROM,
+    kernels_for: Sequence[int] = (),
     force: bool = False,
     files: Sequence[Path] = (),
     progress: Callable[[Written], None] = lambda _: None,
@@ -75,12 +78,16 @@ def export_bundle(
 
     `finish` is called with the folder of the finished bundle before it takes its name, and may add to it.
 
+    With `kernels_for`, SM numbers of GPUs, step and decode call the kernels (export/functions.py), which are compiled
+    into the bundle; graphs are of an opset that ONNX Runtime's CUDA provider has whole.
+
     Raises:
-        InputError: `out` cannot be written, the sampler or the overlap does not fit the model, or a weight not the
-            precision.
+        InputError: `out` cannot be written, the sampler, the overlap or an SM number does not fit the model, or a
+            weight not the precision.
         ParityError: a graph's answers are not torch's; nothing is written.
     """
     check_output(out, force)
+    check_architectures(kernels_for)
     network = model.network(decode_overlap)
     config = model.config.diffusion
     if 2 * decode_overlap >= network.length:
@@ -95,12 +102,18 @@ def export_bundle(
         )
     with _whole_or_nothing(out) as folder:
         graphs = {}
-        for source in graph_sources(model, precision):
+        asked: set[Request] = set()
+        for source in graph_sources(model, precision, kernels=bool(kernels_for)):
             start = time.perf_counter()
-            graphs[source.name] = graph = _write_graph(source, folder, external_from)
+            opset = GPU_OPSET if kernels_for else OPSET
+            graphs[source.name] = graph = _write_graph(source, folder, external_from, opset)
             parity = check_parity(source, folder / graph.file, _SEED, precision, batches(network))
             size = sum((folder / file).stat().st_size for file in (graph.file, graph.data) if file is not None)
+            if kernels_for:
+                asked |= kernel_requests([source])
             progress(Written(source.name, size, parity, time.perf_counter() - start))
+        if kernels_for:
+            write_kernels(folder, asked, kernels_for)
         (folder / TOKENIZER_FILE).write_bytes(model.tokenizer)
         for path in files:
             shutil.copyfile(path, folder / path.name)
@@ -141,11 +154,11 @@ def check_output(out: Path, force: bool) -> None:
             )
 
 
-def _write_graph(source: GraphSource, folder: Path, external_from: int) -> Graph:
+def _write_graph(source: GraphSource, folder: Path, external_from: int, opset: int) -> Graph:
     with torch.no_grad():
         inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(_SEED)).inputs
     file, data = f"{source.name}.onnx", f"{source.name}.data"
-    model = to_onnx(source.module, inputs, source.outputs, data=folder / data, external_from=external_from)
+    model = to_onnx(source.module, inputs, source.outputs, opset, data=folder / data, external_from=external_from)
     save(model, folder / file)
     has_data = (folder / data).is_file()
     return Graph(file, data if has_data else None, _specs(model.graph.input), _specs(model.graph.output))

@@ -215,7 +215,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str], bench: Benc
     [
         (["--frames", "0"], "--frames: expected a whole number of at least 1; found 0"),
         (["--frames", "x"], "found 'x'"),
-        (["--devices", "cuda:0"], "GPUs are not supported in this version"),
+        (["--devices", "cuda,cuda:0"], "every GPU once"),
         (["--bundle", "/absent"], "nothing there"),
         (["--story", "/absent.toml"], "expected a readable story at /absent.toml"),
         (["--steps", "101"], "from 1 to 100"),

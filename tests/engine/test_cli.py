@@ -69,7 +69,7 @@ def test_help_shows_every_option_and_a_story(capsys: pytest.CaptureFixture[str])
         (["--frames", "2000000"], "from 1 to 1048576; found 2000000"),
         (["--frames", "29", "--depth", "3"], "at most 28 frames"),
         (["--devices", "gpu9"], '"gpu9"'),
-        (["--devices", "cuda:0"], "GPUs are not supported in this version"),
+        (["--devices", "cuda,cuda:0"], "every GPU once"),
         (["--seed", "-1"], "--seed"),
         (["--steps", "0"], "--steps"),
         (["--steps", "101"], "from 1 to 100"),

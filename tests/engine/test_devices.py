@@ -27,6 +27,8 @@ def test_a_list_gives_its_workers_which_share_the_cores(devices: str, workers: i
         "cpu:1.5",
         "cpu,",
         "CPU",
+        "cuda:",
+        "cuda:-1",
         "cpu:" + "9" * 5000,
         "ray:" + "9" * 5000,
         None,
@@ -38,10 +40,22 @@ def test_an_unknown_device_is_refused_with_what_there_is(devices: object) -> Non
         parse_devices(devices)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("devices", ["cuda", "cuda:0", "cpu,cuda:1"])
-def test_a_gpu_is_refused_and_said_not_to_be_supported_yet(devices: str) -> None:
-    with pytest.raises(InputError, match="GPUs are not supported in this version"):
-        parse_devices(devices)
+def test_every_gpu_is_a_worker_beside_those_of_the_cpu() -> None:
+    found = parse_devices("cuda:1,cuda,cpu:2")
+    assert [(w.name, w.kind, w.index) for w in found] == [
+        ("cpu#0", "cpu", 0),
+        ("cpu#1", "cpu", 0),
+        ("cuda:1", "cuda", 1),
+        ("cuda:0", "cuda", 0),
+    ]
+    assert [worker.threads for worker in found[:2]] == [max(1, available_cores() // 2)] * 2
+    assert not any(worker.alone for worker in found)
+    assert parse_devices("cuda:7")[0].alone
+
+
+def test_a_gpu_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="every GPU once; found cuda,cuda:0"):
+        parse_devices("cuda,cuda:0")
 
 
 def test_no_worker_and_very_many_are_refused() -> None:

@@ -76,12 +76,15 @@ def _fixed_randomness() -> None:
     torch.manual_seed(1)
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("known", [False, True], ids=["global", "local"])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
-def test_prepare_and_step_are_the_network_with_guidance_and_the_samplers_update(config: MTDConfig, known: bool) -> None:
+def test_prepare_and_step_are_the_network_with_guidance_and_the_samplers_update(
+    config: MTDConfig, known: bool, kernels: bool
+) -> None:
     mtd, given = network(config), inputs(config, known)
-    state = PrepareGraph(mtd)(*(given[name] for name in PREPARE))
-    x_next, x0 = StepGraph(mtd)(*(given[name] for name in STEP), *state)
+    state = PrepareGraph(mtd, kernels=kernels)(*(given[name] for name in PREPARE))
+    x_next, x0 = StepGraph(mtd, kernels=kernels)(*(given[name] for name in STEP), *state)
 
     unwanted = given["negative"][:, None].expand_as(given["prompt"])
     x, t, condition, mask = (given[name] for name in ("x", "timestep", "condition", "mask"))

@@ -26,19 +26,19 @@ def inputs(entry: Entry, shape: tuple[int, ...], scale: float = 1.0, offset: flo
     return rounded(entry, x, torch.randn(c, generator=generator), torch.randn(c, generator=generator))
 
 
-def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool = True) -> Tensor:
     normed = F.group_norm(x.flatten(0, 1).transpose(1, 2), groups, weight, bias, EPS)
-    return F.silu(normed).transpose(1, 2).reshape(x.shape)
+    return (F.silu(normed) if silu else normed).transpose(1, 2).reshape(x.shape)
 
 
-def forward(entry: Entry, given: list[Tensor], groups: int) -> Tensor:
+def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True) -> Tensor:
     def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         if entry.form == "reference":
-            out.copy_(reference.group_norm_silu(x, weight, bias, groups, EPS))
+            out.copy_(reference.group_norm_silu(x, weight, bias, groups, EPS, silu))
         else:
             from nuwaxl.kernels.triton import group_norm
 
-            group_norm.forward(x, weight, bias, groups, EPS, out)
+            group_norm.forward(x, weight, bias, groups, EPS, out, silu=silu)
 
     return run(entry, launch, given, 1, given[0].shape)[0]
 
@@ -48,6 +48,12 @@ def forward(entry: Entry, given: list[Tensor], groups: int) -> Tensor:
 def test_it_equals_float64(entry: Entry, shape: tuple[int, ...]) -> None:
     given = inputs(entry, shape)
     assert_close(entry, forward(entry, given, shape[4]), exact(*given, shape[4]))
+
+
+@every_entry
+def test_without_silu_it_is_the_norm_alone(entry: Entry) -> None:
+    given = inputs(entry, SHAPES["ragged pixels, groups of 10 channels"])
+    assert_close(entry, forward(entry, given, 4, silu=False), exact(*given, 4, silu=False))
 
 
 @every_entry

@@ -35,7 +35,10 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None, 
     rows = x.permute(0, 2, 3, 1).reshape(-1, c, length)
     h = F.conv1d(rows, weight.permute(2, 1, 0), bias, padding=weight.shape[0] // 2)
     h = h.reshape(b, pixels, c, length).permute(0, 3, 1, 2)
-    return h if scale is None or shift is None else scale * h + shift
+    if scale is None or shift is None:
+        return h
+    branches = b // scale.shape[0]
+    return scale.repeat(branches, 1, 1, 1) * h + shift.repeat(branches, 1, 1, 1)
 
 
 def forward(entry: Entry, given: list[Tensor]) -> Tensor:
@@ -62,6 +65,13 @@ def test_convolution_and_injection_equal_float64(entry: Entry, shape: tuple[int,
 @every_entry
 def test_without_scale_and_shift_it_is_the_convolution_alone(entry: Entry) -> None:
     given = inputs(entry, (2, 4, 3, 24, 3))[:3]
+    assert_close(entry, forward(entry, given), exact(*given))
+
+
+@every_entry
+def test_the_branches_of_a_guided_pair_share_their_segments_scale_and_shift(entry: Entry) -> None:
+    x, weight, bias, scale, shift = inputs(entry, (4, 3, 5, 16, 3))
+    given = [x, weight, bias, scale[:2], shift[:2]]
     assert_close(entry, forward(entry, given), exact(*given))
 
 

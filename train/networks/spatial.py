@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nuwaxl.train.networks.layout import norm_silu
+
 
 def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of (b,) timesteps -> (b, dim), cosines first, as the pretrained U-Net expects."""
@@ -45,10 +47,10 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """embedding (n, embedding_dim), one row for each of the n frames."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(norm_silu(self.norm1, x))
         if self.time_emb_proj is not None and embedding is not None:
             h = h + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(norm_silu(self.norm2, h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

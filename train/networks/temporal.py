@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nuwaxl.kernels import ops
+from nuwaxl.train.networks.layout import from_frames, to_frames, use_operator
 from nuwaxl.train.networks.spatial import timestep_embedding
 
 
@@ -35,12 +37,19 @@ class TemporalConv(nn.Module):
         """x (b*L, c, h, w) -> the same shape; frames outside the segment count as zero."""
         channels, kernel = self.weight.shape[1], self.weight.shape[2]
         height, width = x.shape[2], x.shape[3]
+        if use_operator(x, self.weight, self.bias):
+            return from_frames(self.fused(to_frames(x, length)), height, width)
         half = kernel // 2
         frames = x.reshape(-1, length, channels, height, width)
         padded = F.pad(frames, (0, 0, 0, 0, 0, 0, half, half))
         shifted = torch.cat([padded[:, i : i + length] for i in range(kernel)], dim=2)
         weight = self.weight.permute(0, 2, 1).reshape(channels, kernel * channels, 1, 1)
         return F.conv2d(shifted.reshape(-1, kernel * channels, height, width), weight, self.bias)
+
+    def fused(self, frames: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """frames (n * b, L, h*w, c), scale and shift (b, L, h*w, c) -> shape of frames, by one operator."""
+        weight, bias = self.weight.permute(2, 1, 0).to(frames.dtype), self.bias.to(frames.dtype)
+        return ops.temporal_conv(frames, weight, bias, scale, shift)
 
 
 class TemporalAttention(nn.Module):
@@ -72,6 +81,8 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, length: int) -> Tensor:
         """x (b*L, c, h, w) -> the same shape."""
         channels, height, width = x.shape[1], x.shape[2], x.shape[3]
+        if use_operator(x, gradient=True):
+            return x + from_frames(self.fused(to_frames(x, length)), height, width)
         pixels, head_dim = height * width, channels // self.heads
         tokens = x.reshape(-1, length, channels, pixels).permute(0, 3, 1, 2)  # (b, hw, L, c)
         tokens = tokens.reshape(-1, length, channels)
@@ -84,3 +95,10 @@ class TemporalAttention(nn.Module):
         out = self.to_out(mixed.permute(0, 2, 1, 3).reshape(-1, length, channels))
         out = out.reshape(-1, pixels, length, channels).permute(0, 2, 3, 1)
         return x + out.reshape(-1, channels, height, width)
+
+    def fused(self, frames: Tensor) -> Tensor:
+        """frames (b, L, h*w, c) -> what the residual adds, the same shape, by one operator."""
+        normed = self.norm(frames)
+        if self.positions:
+            normed = normed + self.frame_positions(frames.shape[1])[:, None]
+        return self.to_out(ops.temporal_attention(self.to_qkv(normed), self.heads))

@@ -1,0 +1,44 @@
+#include "driver.h"
+
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <type_traits>
+
+namespace nuwaxl::cuda {
+
+Driver Driver::load(const std::string& library) {
+    void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) {
+        const char* reason = dlerror();
+        throw std::runtime_error("expected the CUDA driver; found " +
+                                 std::string(reason != nullptr ? reason : "nothing") +
+                                 "; install the NVIDIA driver or run on the CPU");
+    }
+    Driver driver;
+    const auto find = [&](auto& function, const char* name) {
+        function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, name));
+        if (function == nullptr) {
+            throw std::runtime_error("expected " + std::string(name) + " in " + library +
+                                     "; found none; install a newer driver");
+        }
+    };
+    find(driver.ctx_get_device, "cuCtxGetDevice");
+    find(driver.module_load_data, "cuModuleLoadData");
+    find(driver.module_get_function, "cuModuleGetFunction");
+    find(driver.func_set_attribute, "cuFuncSetAttribute");
+    find(driver.launch_kernel, "cuLaunchKernel");
+    find(driver.get_error_name, "cuGetErrorName");
+    return driver;
+}
+
+void Driver::check(int result, const char* call) const {
+    if (result == 0) return;
+    const char* name = nullptr;
+    get_error_name(result, &name);
+    throw std::runtime_error("expected " + std::string(call) + " to succeed; found " +
+                             (name != nullptr ? name : "error " + std::to_string(result)) +
+                             "; see the driver's log");
+}
+
+}  // namespace nuwaxl::cuda

@@ -1,0 +1,87 @@
+#include "kernels.h"
+
+#include <cstdint>
+#include <limits>
+
+#include "../refuse.h"
+
+namespace nuwaxl {
+
+namespace {
+
+constexpr int kMaxDynamicSharedSizeBytes = 8;           // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr unsigned kSharedBytesWithoutAsking = 48 << 10;
+constexpr std::uintptr_t kAlignment = 16;               // what the kernels were promised of tensors
+
+}  // namespace
+
+void Kernels::add(int device, const std::string& name, Kernel kernel) {
+    const std::lock_guard lock(mutex_);
+    entries_.try_emplace({device, name}, Entry{std::move(kernel)});
+}
+
+void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
+                     cuda::Stream stream) {
+    cuda::Function function = nullptr;
+    const Kernel* kernel = nullptr;
+    {
+        const std::lock_guard lock(mutex_);
+        int device = 0;
+        driver().check(driver().ctx_get_device(&device), "cuCtxGetDevice");
+        const auto found = entries_.find({device, call.kernel});
+        if (found == entries_.end()) {
+            refuse("a compiled kernel " + call.kernel + " for device " + std::to_string(device), "none",
+                   "export the bundle again with --sm for this GPU");
+        }
+        kernel = &found->second.kernel;  // entries stay where they are, and are never changed
+        function = loaded(found->second);
+    }
+    const std::int64_t programs = kernel->grid.programs(call.batch, call.items);
+    if (programs == 0) return;
+    if (programs > std::numeric_limits<std::int32_t>::max()) {
+        refuse("at most 2^31 - 1 programs", std::to_string(programs), "use a smaller --max-batch");
+    }
+
+    std::vector<const void*> pointers;
+    for (const int input : call.inputs) pointers.push_back(inputs[static_cast<std::size_t>(input)]);
+    auto items = static_cast<std::int32_t>(call.items);
+    std::vector<void*> written = outputs;
+    for (const void* pointer : pointers) {  // ONNX Runtime aligns all that it allocates itself
+        if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
+            refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
+        }
+    }
+    void* null = nullptr;
+    std::vector<void*> parameters;
+    for (const void*& pointer : pointers) parameters.push_back(&pointer);
+    parameters.push_back(&items);
+    for (void*& pointer : written) parameters.push_back(&pointer);
+    for (unsigned i = 0; i < kernel->hidden; ++i) parameters.push_back(&null);
+    driver_->check(driver_->launch_kernel(function, static_cast<unsigned>(programs), 1, 1, 32 * kernel->warps, 1, 1,
+                                          kernel->shared_bytes, stream, parameters.data(), nullptr),
+                   "cuLaunchKernel");
+}
+
+const cuda::Driver& Kernels::driver() {
+    if (!driver_) driver_ = load_();
+    return *driver_;
+}
+
+cuda::Function Kernels::loaded(Entry& entry) {
+    if (entry.function != nullptr) return entry.function;
+    const cuda::Driver& cuda = driver();
+    if (entry.module == nullptr) {
+        cuda.check(cuda.module_load_data(&entry.module, entry.kernel.image.data()), "cuModuleLoadData");
+    }
+    cuda::Function function = nullptr;
+    cuda.check(cuda.module_get_function(&function, entry.module, entry.kernel.entry.c_str()), "cuModuleGetFunction");
+    if (entry.kernel.shared_bytes > kSharedBytesWithoutAsking) {
+        cuda.check(cuda.func_set_attribute(function, kMaxDynamicSharedSizeBytes,
+                                           static_cast<int>(entry.kernel.shared_bytes)),
+                   "cuFuncSetAttribute");
+    }
+    entry.function = function;
+    return function;
+}
+
+}  // namespace nuwaxl

@@ -1,0 +1,57 @@
+// The compiled kernels of a process, by device and name: added by the runner from a bundle's kernels.json, loaded by
+// the driver when they are first launched, and kept to the end of the process. Safe from any thread.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "calls.h"
+#include "driver.h"
+
+namespace nuwaxl {
+
+struct Kernel {
+    std::string entry;         // the function in the image
+    std::vector<char> image;   // a cubin
+    Grid grid;
+    unsigned warps = 0;        // of 32 threads
+    unsigned shared_bytes = 0; // dynamic shared memory
+    unsigned hidden = 0;       // null pointers after the arguments
+};
+
+class Kernels {
+  public:
+    explicit Kernels(std::function<cuda::Driver()> load) : load_(std::move(load)) {}
+    Kernels(const Kernels&) = delete;
+    Kernels& operator=(const Kernels&) = delete;
+
+    // The same name again on the same device changes nothing: the name says all that a kernel depends on.
+    void add(int device, const std::string& name, Kernel kernel);
+
+    // Put the kernel of `call` on the stream; the current context says on which device. No programs is no launch.
+    // Throws std::invalid_argument where there is no such kernel, std::runtime_error where the driver fails.
+    void launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
+                cuda::Stream stream);
+
+  private:
+    struct Entry {
+        Kernel kernel;
+        cuda::Module module = nullptr;
+        cuda::Function function = nullptr;
+    };
+
+    const cuda::Driver& driver();
+    cuda::Function loaded(Entry& entry);
+
+    std::mutex mutex_;
+    std::function<cuda::Driver()> load_;
+    std::optional<cuda::Driver> driver_;
+    std::map<std::pair<int, std::string>, Entry> entries_;
+};
+
+}  // namespace nuwaxl

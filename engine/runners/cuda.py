@@ -1,0 +1,114 @@
+"""ONNX Runtime's CUDA provider on one GPU: what is CUDA's own of a BoundRunner.
+
+One stream a worker; the step graph is captured into a CUDA graph for every batch bucket and replayed. float32 products
+are exact (no TF32) unless asked for.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners.bound import BoundRunner
+from nuwaxl.engine.runners.custom_ops import KernelLibrary
+from nuwaxl.engine.runners.device.base import Stream
+from nuwaxl.engine.runners.device.cuda import CudaDevice
+from nuwaxl.engine.runners.onnxruntime import load_onnxruntime
+from nuwaxl.errors import InputError, RenderError
+
+PROVIDER = "CUDAExecutionProvider"
+_INSTALL = "pip install 'nuwaxl[cuda]' (and uninstall onnxruntime, its CPU build), with the CUDA and cuDNN it names"
+
+
+class CudaRunner(BoundRunner):
+    """See Runner.
+
+    Args:
+        tf32: let float32 products round their factors to 10 bits of mantissa, which is several times faster.
+
+    Raises:
+        InputError: no such GPU, no ONNX Runtime with the CUDA provider, or a graph it cannot load.
+    """
+
+    def __init__(self, bundle: Bundle, worker: Worker, *, tf32: bool = False) -> None:
+        runtime = load_onnxruntime()
+        device = CudaDevice(worker.index)
+        try:
+            check_provider(runtime)
+            stream = device.stream()
+            library = KernelLibrary(bundle, device.sm, device.index)
+
+            def open_session(graph: str) -> Any:
+                options = provider_options(device.index, stream, tf32=tf32, capture=graph == "step")
+                return _session(runtime, bundle, graph, library, options)
+
+            super().__init__(bundle, device, stream, open_session, lambda number: run_options(runtime, number))
+        except BaseException:
+            with suppress(RenderError):
+                device.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The GPU's model."""
+        return self.device.name
+
+
+def provider_options(index: int, stream: Stream, *, tf32: bool, capture: bool) -> dict[str, str]:
+    """Options of the CUDA provider for one session (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider)."""
+    return {
+        "device_id": str(index),
+        "user_compute_stream": str(stream.handle),
+        "do_copy_in_default_stream": "1",
+        "enable_cuda_graph": "1" if capture else "0",
+        "use_tf32": "1" if tf32 else "0",
+        # Convolutions keep the frame layout of the kernels between them.
+        "prefer_nhwc": "1",
+        # The next power of two would double what a large graph needs.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def run_options(runtime: Any, number: int | None) -> Any:
+    """Options of one run: captured under a number, -1 for never; the stream is not waited for at its end."""
+    options = runtime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1" if number is None else str(number))
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def check_provider(runtime: Any) -> None:
+    """Refuse an ONNX Runtime without the CUDA provider.
+
+    Raises:
+        InputError: naming those it has.
+    """
+    if hasattr(runtime, "preload_dlls"):  # 1.21 and later: CUDA and cuDNN of NVIDIA's wheels
+        runtime.preload_dlls()
+    if PROVIDER not in runtime.get_available_providers():
+        raise InputError(
+            expected=f"an onnxruntime with {PROVIDER}",
+            found=f"onnxruntime {runtime.__version__} with {', '.join(runtime.get_available_providers())}",
+            fix=_INSTALL,
+        )
+
+
+def _session(runtime: Any, bundle: Bundle, graph: str, library: KernelLibrary, provider: dict[str, str]) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1  # for the shapes' arithmetic, which stays on the CPU
+    options.inter_op_num_threads = 1
+    library.register(options, graph)
+    path = bundle.file(graph)
+    try:
+        session = runtime.InferenceSession(str(path), sess_options=options, providers=[(PROVIDER, provider)])
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise InputError(
+            expected=f"a graph that onnxruntime {runtime.__version__} can load on CUDA at {path}",
+            found=" ".join(str(error).split()),
+            fix="install another onnxruntime-gpu, or export the bundle again with --sm",
+        ) from error
+    if session.get_providers()[0] != PROVIDER:  # it says so only in its log, and goes on without
+        raise InputError(
+            expected=f"{PROVIDER} to start", found=f"{', '.join(session.get_providers())} instead", fix=_INSTALL
+        )
+    return session

@@ -1,0 +1,122 @@
+"""The bundle's compiled kernels for ONNX Runtime: a library of custom operators, and what it launches.
+
+csrc/onnxruntime is the library.
+
+A custom operator takes the place of its node's function body, whether its kernel can run or not. So the library is
+registered only where the bundle has every kernel for the GPU at hand; elsewhere the bodies are what runs.
+"""
+
+import ctypes
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from nuwaxl.engine import _core
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.errors import InputError
+
+KERNELS_FILE = "kernels.json"
+LIBRARY_FILE = "libnuwaxl_onnxruntime.so"
+_FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 1
+_GRAPHS_WITH_KERNELS = ("step", "decode")
+# Binaries for the generations before sm_90 run on later ones of the same major number; those from 90 on, which use
+# what only their own generation has, do not.
+_PORTABLE_MAJOR = 8
+
+_said: set[tuple[str, int]] = set()
+
+
+class KernelLibrary:
+    """The kernels of a bundle for one GPU, ready to be registered with sessions; nothing where it has none that fit.
+
+    Args:
+        sm: the GPU's compute capability as one number, 90 for 9.0.
+        index: the GPU's number.
+
+    Raises:
+        InputError: kernels.json is of another format.
+    """
+
+    def __init__(self, bundle: Bundle, sm: int, index: int) -> None:
+        self.sm: int | None = None
+        if KERNELS_FILE not in bundle.manifest.files:
+            return
+        kernels = _kernels(bundle.path / KERNELS_FILE)
+        self.sm = matching(sm, {int(kernel["sm"]) for kernel in kernels})
+        if self.sm is None:
+            say_once(bundle, sm, sorted({int(kernel["sm"]) for kernel in kernels}))
+            return
+        library = ctypes.CDLL(str(library_path()))
+        for kernel in kernels:
+            if kernel["sm"] == self.sm:
+                _add(library, bundle.path, kernel, index)
+
+    def register(self, options: Any, graph: str) -> None:
+        """Let a session with these options launch the kernels, where it calls any."""
+        if self.sm is not None and graph in _GRAPHS_WITH_KERNELS:
+            options.register_custom_ops_library(str(library_path()))
+
+
+def matching(sm: int, compiled: set[int]) -> int | None:
+    """Which of the compute capabilities that kernels were compiled for a GPU can run; None for none."""
+    if sm in compiled:
+        return sm
+    older = [each for each in compiled if each // 10 == sm // 10 == _PORTABLE_MAJOR and each < sm]
+    return max(older, default=None)
+
+
+def library_path() -> Path:
+    """The library, which is installed beside the native module.
+
+    Raises:
+        InputError: this installation does not have it.
+    """
+    path = Path(_core.__file__).with_name(LIBRARY_FILE)
+    if not path.is_file():
+        raise InputError(expected=f"the library {path}", found="nothing there", fix="install nuwaxl again")
+    return path
+
+
+def say_once(bundle: Bundle, sm: int, compiled: list[int]) -> None:
+    """Tell that a bundle's kernels do not fit a GPU; once for each in a process."""
+    if (bundle.sha256, sm) not in _said:
+        _said.add((bundle.sha256, sm))
+        logging.getLogger("nuwaxl").warning(
+            "expected kernels for sm_%d in %s; found those for %s; the graphs' plain forms run instead: "
+            "export the bundle again with --sm %d",
+            sm,
+            bundle.path,
+            ", ".join(f"sm_{each}" for each in compiled),
+            sm,
+        )
+
+
+def _kernels(path: Path) -> list[dict[str, Any]]:
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if table.get("format") != _FORMAT or table.get("format_version") != _FORMAT_VERSION:
+        raise InputError(
+            expected=f"{_FORMAT} of version {_FORMAT_VERSION} in {path}",
+            found=f"{table.get('format')} of version {table.get('format_version')}",
+            fix="export the bundle again",
+        )
+    kernels: list[dict[str, Any]] = table["kernels"]
+    return kernels
+
+
+def _add(library: ctypes.CDLL, folder: Path, kernel: dict[str, Any], index: int) -> None:
+    image = (folder / kernel["files"]["cubin"]["file"]).read_bytes()
+    grid = kernel["grid"]
+    library.nuwaxl_add_kernel(
+        ctypes.c_int(index),
+        ctypes.c_char_p(kernel["name"].encode()),
+        ctypes.c_char_p(kernel["entry"].encode()),
+        ctypes.c_char_p(image),
+        ctypes.c_size_t(len(image)),
+        ctypes.c_int64(grid["fixed"]),
+        ctypes.c_int64(grid["per_item"]),
+        ctypes.c_int64(grid["block"]),
+        ctypes.c_uint(kernel["num_warps"]),
+        ctypes.c_uint(kernel["shared_bytes"]),
+        ctypes.c_uint(kernel["hidden_null_pointers"]),
+    )

@@ -1,0 +1,91 @@
+"""MTD as a GPU runs it: channels last throughout, with the kernels as operators.
+
+The work and its order are GuidedDenoiser's. Activations are (count*b*L, h, w, c), which the operators read and write as
+they are; only the spatial convolutions, which torch and ONNX know with channels first, are between two transpositions
+(views in torch's channels-last format; a runtime that keeps channels last cancels them).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nuwaxl.export.denoiser import Branches, GuidedDenoiser, PromptState, _linear
+from nuwaxl.kernels import ops
+from nuwaxl.train.networks.mtd import _Layer
+from nuwaxl.train.networks.spatial import ResnetBlock
+from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
+
+
+class FramesDenoiser(GuidedDenoiser):
+    """See GuidedDenoiser; the injections' scales and shifts are (b, L, h*w, c)."""
+
+    channel_axis = -1
+
+    def _conv_in(self, x: Tensor) -> Tensor:
+        return _spatial_conv(self.mtd.conv_in, x.reshape(-1, *x.shape[2:]).permute(0, 2, 3, 1))
+
+    def _conv_out(self, h: Tensor) -> Tensor:
+        return _spatial_conv(self.mtd.conv_out, _group_norm(self.mtd.conv_norm_out, h, silu=True)).permute(0, 3, 1, 2)
+
+    def _resample(self, resample: nn.Module, h: Tensor) -> Tensor:
+        return _spatial_conv(resample, h)
+
+    def _layer(
+        self,
+        layer: _Layer,
+        branches: Branches,
+        embedding: Tensor,
+        injection: tuple[Tensor, Tensor] | None,
+        prompt: PromptState | None,
+    ) -> Branches:
+        h = self._temporal_conv(layer.temporal_conv, self._resnet(layer.resnet, branches, embedding), injection)
+        if prompt is None or layer.attention is None or layer.temporal_attention is None:
+            return Branches(h, branches.count)
+        channels = h.shape[-1]
+        x, normed = (
+            t.reshape(-1, h.shape[1] * h.shape[2], channels)
+            for t in (h, _group_norm(layer.attention.norm, h, silu=False))
+        )
+        tokens = self._transformer(layer.attention, x, normed, prompt, branches.count)
+        tokens = self._temporal(layer.temporal_attention, tokens)
+        return Branches(tokens.reshape(-1, *h.shape[1:]), 2)
+
+    def _resnet(self, block: ResnetBlock, branches: Branches, embedding: Tensor) -> Tensor:
+        x = branches.h
+        h = _spatial_conv(block.conv1, _group_norm(block.norm1, x, silu=True))
+        assert block.time_emb_proj is not None
+        shape = h.shape[1:]
+        added = block.time_emb_proj(embedding).reshape(1, -1, 1, 1, 1, shape[-1])
+        h = (h.reshape(branches.count, -1, self.length, *shape) + added).reshape(-1, *shape)
+        h = _spatial_conv(block.conv2, _group_norm(block.norm2, h, silu=True))
+        if block.conv_shortcut is None:
+            return h + x
+        return h + F.linear(x, block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
+
+    def _temporal_conv(self, conv: TemporalConv, x: Tensor, injection: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        frames = x.reshape(-1, self.length, x.shape[1] * x.shape[2], x.shape[3])
+        return conv.fused(frames, *(injection or (None, None))).reshape(x.shape)
+
+    def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
+        pixels, channels = x.shape[1:]
+        normed = attention.norm(x).reshape(-1, self.length, pixels, channels)
+        if attention.positions:
+            normed = normed + attention.frame_positions(self.length)[:, None]
+        qkv = _linear(normed.reshape(-1, pixels, channels), attention.to_qkv.weight, None)
+        mixed = ops.temporal_attention(qkv.reshape(-1, self.length, pixels, 3 * channels), attention.heads)
+        return x + _linear(mixed.reshape(-1, pixels, channels), attention.to_out.weight, attention.to_out.bias)
+
+
+def _spatial_conv(conv: nn.Module, h: Tensor) -> Tensor:
+    """A convolution, or a layer around one, on h (n, h, w, c)."""
+    return conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _group_norm(norm: nn.Module, h: Tensor, *, silu: bool) -> Tensor:
+    """The norm of h (n, h, w, c) by one operator, every frame on its own."""
+    norm = getattr(norm, "layer", norm)  # what only casts around it; the operator computes in float32 itself
+    assert isinstance(norm, nn.GroupNorm)
+    frames = h.reshape(-1, 1, h.shape[1] * h.shape[2], h.shape[3])
+    weight, bias = (parameter.to(h.dtype) for parameter in (norm.weight, norm.bias))
+    return ops.group_norm_silu(frames, weight, bias, norm.num_groups, norm.eps, silu).reshape(h.shape)

@@ -1,0 +1,63 @@
+// Stands in for libcuda.so.1: records launches in `stub_launches`, which the test finds by dlsym.
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "stub_libcuda.h"
+
+static std::vector<StubLaunch> launches;
+static std::vector<std::string> loaded;
+static int device_now = 0;
+static int failing_after = -1;  // launches that succeed before one fails; -1 for no end
+
+extern "C" {
+
+std::vector<StubLaunch>* stub_launches() { return &launches; }
+std::vector<std::string>* stub_loaded() { return &loaded; }
+void stub_set_device(int device) { device_now = device; }
+void stub_fail_after(int count) { failing_after = count; }
+
+int cuCtxGetDevice(int* device) {
+    *device = device_now;
+    return 0;
+}
+
+int cuModuleLoadData(void** module, const void* image) {
+    if (std::strncmp(static_cast<const char*>(image), "bad", 3) == 0) return 200;
+    loaded.emplace_back(static_cast<const char*>(image));
+    *module = new std::string(static_cast<const char*>(image));
+    return 0;
+}
+
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+    auto* made = new StubFunction{*static_cast<std::string*>(module), name, 0};
+    *function = made;
+    return 0;
+}
+
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute != 8) return 1;
+    static_cast<StubFunction*>(function)->shared_limit = value;
+    return 0;
+}
+
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** parameters, void** extra) {
+    if (failing_after >= 0 && static_cast<int>(launches.size()) >= failing_after) return 700;
+    const auto& of = *static_cast<StubFunction*>(function);
+    if (extra != nullptr || gy != 1 || gz != 1 || by != 1 || bz != 1) return 1;
+    StubLaunch launch{of.image, of.entry, of.shared_limit, gx, bx, shared, stream, {}};
+    // The entry says how its parameters are: p for a pointer, i for an int32.
+    for (std::size_t i = 0; i < of.entry.size(); ++i) {
+        launch.parameters.push_back(of.entry[i] == 'i' ? static_cast<long long>(*static_cast<int*>(parameters[i]))
+                                                       : reinterpret_cast<long long>(*static_cast<void**>(parameters[i])));
+    }
+    launches.push_back(launch);
+    return 0;
+}
+
+int cuGetErrorName(int error, const char** name) {
+    *name = error == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : error == 200 ? "CUDA_ERROR_INVALID_IMAGE" : nullptr;
+    return 0;
+}
+}

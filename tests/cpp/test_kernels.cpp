@@ -1,0 +1,194 @@
+// What is launched for a node, on a stub of the CUDA driver that records it.
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+#include "check.h"
+#include "onnxruntime/calls.h"
+#include "onnxruntime/driver.h"
+#include "onnxruntime/kernels.h"
+#include "stub_libcuda.h"
+
+using nuwaxl::Attributes;
+using nuwaxl::Call;
+using nuwaxl::Grid;
+using nuwaxl::Kernels;
+using nuwaxl::Op;
+using nuwaxl::plan_call;
+using nuwaxl::Shape;
+
+namespace {
+
+template <typename Function>
+Function stub(const char* name) {
+    void* library = dlopen(NUWAXL_STUB_LIBCUDA, RTLD_NOW);
+    return reinterpret_cast<Function>(dlsym(library, name));
+}
+
+std::vector<StubLaunch>& launches() { return *stub<std::vector<StubLaunch>* (*)()>("stub_launches")(); }
+std::vector<std::string>& loaded() { return *stub<std::vector<std::string>* (*)()>("stub_loaded")(); }
+void set_device(int device) { stub<void (*)(int)>("stub_set_device")(device); }
+void fail_after(int count) { stub<void (*)(int)>("stub_fail_after")(count); }
+
+Kernels fresh() {
+    launches().clear();
+    loaded().clear();
+    set_device(0);
+    fail_after(-1);
+    return Kernels([] { return nuwaxl::cuda::Driver::load(NUWAXL_STUB_LIBCUDA); });
+}
+
+nuwaxl::Kernel kernel(const char* entry, Grid grid, unsigned shared_bytes = 0) {
+    const std::string image = "cubin of " + std::string(entry);
+    return {entry, {image.c_str(), image.c_str() + image.size() + 1}, grid, 4, shared_bytes, 2};
+}
+
+const void* in(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
+void* out(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+std::string thrown(const std::function<void()>& call) {
+    try {
+        call();
+    } catch (const std::exception& error) {
+        return error.what();
+    }
+    return "";
+}
+
+Call attention(std::int64_t batch) {
+    return plan_call(Op::kTemporalAttention, {{batch, 16, 1024, 960}}, {8, 0, 0.0F}, "float16");
+}
+
+}  // namespace
+
+TEST(a_node_names_the_kernel_that_was_compiled_for_its_shapes) {
+    CHECK(attention(3).kernel == "temporal_attention-L16-c320-h8-float16");
+    const Shape x{4, 16, 64, 320}, half{2, 16, 64, 320}, weight{3, 320, 320}, bias{320};
+    CHECK(plan_call(Op::kTemporalConv, {x, weight, bias}, {}, "bfloat16").kernel ==
+          "temporal_conv-L16-c320-k3-bfloat16");
+    CHECK(plan_call(Op::kTemporalConvInjection, {x, weight, bias, x, x}, {}, "float32").kernel ==
+          "temporal_conv_injection-L16-c320-k3-n1-float32");
+    CHECK(plan_call(Op::kTemporalConvInjection, {x, weight, bias, half, half}, {}, "float32").kernel ==
+          "temporal_conv_injection-L16-c320-k3-n2-float32");
+    const Attributes norm{0, 32, 1e-5F};
+    CHECK(plan_call(Op::kGroupNormSilu, {x, bias, bias}, norm, "float16").kernel ==
+          "group_norm_silu-L16-c320-g32-e1e-05-float16");
+    CHECK(plan_call(Op::kGroupNorm, {x, bias, bias}, {0, 16, 1e-6F}, "float16").kernel ==
+          "group_norm-L16-c320-g16-e1e-06-float16");
+    const Shape latents{2, 16, 4, 32, 32};
+    const Call update =
+        plan_call(Op::kGuidedUpdate, {latents, latents, latents, latents, latents, {2, 6}, {2}}, {}, "float32");
+    CHECK(update.kernel == "guided_update-float32");
+    CHECK(update.items == 16 * 4 * 32 * 32);
+    CHECK(update.outputs.size() == 2 && update.outputs[1] == latents);
+}
+
+TEST(outputs_have_the_shapes_of_the_nodes_definition) {
+    CHECK((attention(3).outputs == std::vector<Shape>{{3, 16, 1024, 320}}));
+    const Shape x{4, 16, 64, 320};
+    CHECK((plan_call(Op::kGroupNorm, {x, {320}, {320}}, {0, 32, 1e-5F}, "float32").outputs == std::vector<Shape>{x}));
+}
+
+TEST(shapes_that_fit_no_kernel_are_refused) {
+    const Shape x{4, 16, 64, 320}, weight{3, 320, 320}, bias{320};
+    CHECK(check::refuses([&] { plan_call(Op::kTemporalAttention, {{2, 16, 64, 961}}, {8, 0, 0.0F}, "float16"); }));
+    CHECK(check::refuses([&] { plan_call(Op::kTemporalAttention, {{16, 64, 960}}, {8, 0, 0.0F}, "float16"); }));
+    CHECK(check::refuses([&] { plan_call(Op::kTemporalConv, {x, weight}, {}, "float16"); }));
+    const Shape three{3, 16, 64, 320};  // 4 is no multiple of 3
+    CHECK(check::refuses([&] { plan_call(Op::kTemporalConvInjection, {x, weight, bias, three, three}, {}, "float16"); }));
+    CHECK(check::refuses([&] { plan_call(Op::kGroupNorm, {{1, 1, 1LL << 31, 4}, {4}, {4}}, {0, 2, 0.1F}, "float16"); }));
+}
+
+TEST(a_launch_has_the_grid_the_block_the_stream_and_the_arguments_in_order) {
+    Kernels kernels = fresh();
+    // qkv, pixels, out and two hidden pointers; 8 pairs a pixel, 4 a program.
+    kernels.add(0, attention(3).kernel, kernel("pippp", {1, 8, 4}));
+    kernels.launch(attention(3), {in(0x1000)}, {out(0x2000)}, out(0x77));
+    CHECK(launches().size() == 1);
+    const StubLaunch& launch = launches()[0];
+    CHECK(launch.grid == 3 * (1024 * 8 / 4));
+    CHECK(launch.block == 4 * 32);
+    CHECK(launch.shared_bytes == 0);
+    CHECK(launch.stream == out(0x77));
+    CHECK((launch.parameters == std::vector<long long>{0x1000, 1024, 0x2000, 0, 0}));
+}
+
+TEST(a_convolution_without_the_injection_takes_x_for_what_it_does_not_read) {
+    Kernels kernels = fresh();
+    const Call call = plan_call(Op::kTemporalConv, {{2, 4, 9, 16}, {3, 16, 16}, {16}}, {}, "float32");
+    kernels.add(0, call.kernel, kernel("pppppippp", {1, 4, 64}));
+    kernels.launch(call, {in(0x100), in(0x200), in(0x300)}, {out(0x400)}, nullptr);
+    CHECK((launches()[0].parameters == std::vector<long long>{0x100, 0x200, 0x300, 0x100, 0x100, 9, 0x400, 0, 0}));
+    CHECK(launches()[0].grid == 2 * 1);
+}
+
+TEST(a_module_is_loaded_once_and_much_shared_memory_is_asked_for) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}, 100 << 10));
+    for (const int batch : {1, 5}) kernels.launch(attention(batch), {in(0x1000)}, {out(0x2000)}, nullptr);
+    CHECK(loaded().size() == 1);
+    CHECK(launches().size() == 2);
+    CHECK(launches()[1].shared_limit == 100 << 10);
+    CHECK(launches()[1].shared_bytes == 100 << 10);
+    CHECK(launches()[1].grid == 5 * launches()[0].grid);
+}
+
+TEST(every_device_has_its_own_kernels) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    set_device(1);
+    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); };
+    CHECK(check::refuses(launch));
+    nuwaxl::Kernel other = kernel("pippp", {1, 8, 2});
+    kernels.add(1, attention(1).kernel, other);
+    launch();
+    CHECK(launches()[0].grid == 1024 * 8 / 2);
+}
+
+TEST(the_same_kernel_again_changes_nothing) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    kernels.add(0, attention(1).kernel, kernel("pippp", {9, 8, 4}));
+    kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr);
+    CHECK(launches()[0].grid == 1024 * 8 / 4);
+}
+
+TEST(no_programs_is_no_launch_and_too_many_are_refused) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    kernels.launch(attention(0), {in(0x1000)}, {out(0x2000)}, nullptr);
+    CHECK(launches().empty());
+    CHECK(check::refuses([&] { kernels.launch(attention(2'000'000), {in(0x1000)}, {out(0x2000)}, nullptr); }));
+}
+
+TEST(an_unaligned_tensor_is_refused) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    CHECK(check::refuses([&] { kernels.launch(attention(1), {in(0x1004)}, {out(0x2000)}, nullptr); }));
+}
+
+TEST(errors_of_the_driver_are_told_by_name) {
+    Kernels kernels = fresh();
+    nuwaxl::Kernel bad = kernel("pippp", {1, 8, 4});
+    bad.image = {'b', 'a', 'd', '\0'};
+    kernels.add(0, attention(1).kernel, bad);
+    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); };
+    CHECK(thrown(launch).find("cuModuleLoadData to succeed; found CUDA_ERROR_INVALID_IMAGE") != std::string::npos);
+
+    Kernels others = fresh();
+    others.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    fail_after(0);
+    CHECK(thrown([&] { others.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); })
+              .find("cuLaunchKernel to succeed; found CUDA_ERROR_ILLEGAL_ADDRESS") != std::string::npos);
+}
+
+TEST(a_machine_without_the_driver_is_told_what_to_do) {
+    Kernels kernels([] { return nuwaxl::cuda::Driver::load("libno-such-driver.so.1"); });
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    const std::string said = thrown([&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); });
+    CHECK(said.find("expected the CUDA driver; found ") == 0);
+    CHECK(said.find("install the NVIDIA driver") != std::string::npos);
+}
+
+int main() { return check::run_all(); }

@@ -1,0 +1,230 @@
+"""The runner whose tensors stay on the device, against the plain ONNX Runtime runner.
+
+Its code is the CUDA runner's but for the provider's options: it really runs here, on the host's memory and, through the
+CUDA device layer, on a fake GPU that does everything as late as a GPU may.
+"""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine, Story
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners.base import Denoising, Runner, Segments
+from nuwaxl.engine.runners.bound import BoundRunner
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.runners.slots import Rows, bucket
+
+from .bound import KINDS, LateSession, on_fake, on_host
+from .fake_cuda import FakeCuda
+
+WORKER = Worker("cpu#0", threads=1, alone=True)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture(params=KINDS)
+def runner(request: pytest.FixtureRequest, bundle: Bundle, cuda: FakeCuda) -> BoundRunner:
+    return on_host(bundle) if request.param == "host" else on_fake(bundle, cuda)
+
+
+def segments(random: np.random.Generator, count: int) -> Segments:
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal((count, *shape)).astype(np.float32)
+
+    mask = random.integers(0, 2, (count, 4, 1, 8, 8)).astype(np.float32)
+    return Segments(normal(4, 3, 8, 8), normal(4, 3, 2), normal(3, 2), normal(4, 3, 8, 8), mask)
+
+
+def play(runner: Runner, seed: int) -> list[np.ndarray]:
+    """Some batches of segments that come and go, with everything that was read of them; the same for every runner."""
+    random = np.random.default_rng(seed)
+    seen = []
+    for _ in range(2):
+        batch = segments(random, int(random.integers(1, 6)))
+        denoising: Denoising = runner.start(batch)
+        count = len(batch.x)
+        for _ in range(12):
+            move = random.choice(["step", "noisy step", "join", "keep", "latents"], p=[0.4, 0.15, 0.15, 0.15, 0.15])
+            if move == "join":
+                more = segments(random, int(random.integers(1, 7)))
+                denoising.join(more)
+                count += len(more.x)
+            elif move == "keep":
+                slots = random.permutation(count)[: int(random.integers(1, count + 1))]
+                denoising.keep([int(slot) for slot in slots])
+                count = len(slots)
+            elif move == "latents":
+                seen.append(denoising.latents([int(slot) for slot in random.permutation(count)[:3]]))
+            else:
+                rows = random.uniform(-0.6, 0.6, (count, 6)).astype(np.float32)
+                noise = None if move == "step" else random.standard_normal((count, 4, 3, 8, 8)).astype(np.float32)
+                guidance = random.uniform(0, 4, count).astype(np.float32)
+                denoising.step(random.integers(0, 100, count), rows, guidance, noise)
+        seen.append(denoising.latents(range(count)))
+        seen.append(runner.decode(denoising.latents(range(min(count, 2)))))
+        del denoising
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_segments_that_come_and_go_are_moved_as_the_plain_runner_moves_them(
+    runner: BoundRunner, bundle: Bundle, seed: int
+) -> None:
+    for found, expected in zip(play(runner, seed), play(OnnxRuntimeRunner(bundle, WORKER), seed), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_text_and_frames_are_encoded_as_the_plain_runner_does(runner: BoundRunner, bundle: Bundle) -> None:
+    plain = OnnxRuntimeRunner(bundle, WORKER)
+    tokens = np.array([[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(runner.encode_text(tokens), plain.encode_text(tokens))
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(runner.encode(video), plain.encode(video))
+
+
+def test_a_render_has_the_frames_of_the_plain_runner(runner: BoundRunner, bundle: Bundle, story_file: Path) -> None:
+    def frames(of: Runner) -> np.ndarray:
+        with Engine(bundle, (WORKER,), (of,)) as engine:
+            video = engine.render(Story.load(story_file), frames=28, seed=3, steps=4)
+            return np.concatenate([clip.frames for clip in video])
+
+    found, expected = frames(runner), frames(OnnxRuntimeRunner(bundle, WORKER))
+    assert found.shape == (28, 16, 16, 3)
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_nothing_is_copied_to_the_host_between_steps_and_addresses_stay(bundle: Bundle, cuda: FakeCuda) -> None:
+    runner = on_fake(bundle, cuda)
+    random = np.random.default_rng(0)
+    denoising = runner.start(segments(random, 3))
+    row = np.full((3, 6), 0.3, dtype=np.float32)
+
+    def step() -> list[tuple[str, tuple[Any, ...]]]:
+        cuda.calls.clear()
+        denoising.step(np.array([9, 5, 1]), row, np.ones(3, dtype=np.float32), None)
+        return list(cuda.calls)
+
+    step()
+    step()
+    calls = [step() for _ in range(4)]
+    host = [address for address, kind in cuda.live.items() if kind == "host"]
+    for made in calls:
+        names = {name for name, _ in made}
+        assert names <= {"cudaMemcpyAsync", "cudaEventSynchronize", "cudaEventRecord"}
+        copies = [arguments for name, arguments in made if name == "cudaMemcpyAsync"]
+        assert not any(start <= target < start + cuda.size(start) for target, *_ in copies for start in host)
+        # Timesteps, coefficients and guidance go in; x and the history stay on the device.
+        assert sum(count for _, _, count, *_ in copies) == 3 * 4 * (1 + 6 + 1) + 2 * 3 * (4 * 3 * 8 * 8) * 4
+    # Two stages take turns: every second step has the same addresses.
+    assert calls[0] == calls[2] != calls[1]
+    runner.close()
+    assert not cuda.live
+
+
+def test_the_host_runs_two_steps_ahead_and_no_more(bundle: Bundle, cuda: FakeCuda) -> None:
+    runner = on_fake(bundle, cuda)
+    denoising = runner.start(segments(np.random.default_rng(0), 2))
+    waiting: list[int] = []
+    for _ in range(5):
+        denoising.step(np.array([9, 5]), np.full((2, 6), 0.3, dtype=np.float32), np.ones(2, dtype=np.float32), None)
+        stream = cuda.objects[runner.stream.handle]
+        waiting.append(len(stream.queue))
+    assert waiting[4] == waiting[3] == waiting[2]  # the same work is under way, that of two steps
+
+
+def test_runs_are_padded_to_buckets_each_with_a_number_of_its_own(bundle: Bundle, cuda: FakeCuda) -> None:
+    numbers: list[int | None] = []
+
+    def options(number: int | None) -> int | None:
+        numbers.append(number)
+        return number
+
+    runner = on_fake(bundle, cuda, options)
+    random = np.random.default_rng(0)
+    denoising = runner.start(segments(random, 5))
+    session = runner.session("step")
+    assert isinstance(session, LateSession)
+
+    def step(count: int, batch: Denoising) -> tuple[int, Any]:
+        batch.step(np.zeros(count, int), np.ones((count, 6), np.float32), np.ones(count, np.float32), None)
+        return session.ran[-1]
+
+    six = step(5, denoising)
+    assert six[0] == 6
+    denoising.keep([4, 0])
+    two = step(2, denoising)
+    assert two[0] == 2
+    denoising.join(segments(random, 3))
+    assert step(5, denoising) == six  # the same addresses and shape: the graph that was captured is replayed
+    denoising.join(segments(random, 3))
+    eight = step(8, denoising)
+    assert eight[0] == 8
+    denoising.keep([0, 1])
+    assert step(2, denoising)[1] not in (six[1], two[1], eight[1])  # the memory grew: another address, another graph
+    del denoising
+    gc.collect()
+    again = runner.start(segments(random, 2))
+    again.step(np.zeros(2, int), np.ones((2, 6), np.float32), np.ones(2, np.float32), None)
+    assert len(set(numbers)) == len(numbers)
+    memory = list(cuda.live.values()).count("device")
+    del again
+    gc.collect()
+    runner.start(segments(random, 2))
+    assert list(cuda.live.values()).count("device") == memory  # the memory of the batch before is taken again
+
+
+def test_two_batches_at_a_time_do_not_share_memory(runner: BoundRunner, bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    first, second = segments(random, 2), segments(random, 3)
+    one, other = runner.start(first), runner.start(second)
+    np.testing.assert_array_equal(one.latents([0, 1]), first.x)
+    np.testing.assert_array_equal(other.latents([2, 0]), second.x[[2, 0]])
+
+
+def test_a_runner_that_cannot_open_a_graph_leaves_nothing(bundle: Bundle, cuda: FakeCuda) -> None:
+    runner = on_fake(bundle, cuda)
+    runner.start(segments(np.random.default_rng(0), 3))
+    runner.close()
+    assert not cuda.live
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 24), (25, 32)]
+)
+def test_a_bucket_holds_the_batch_with_at_most_a_third_of_padding(count: int, size: int) -> None:
+    assert bucket(count) == size
+
+
+def test_rows_stay_below_the_bucket_and_only_those_beyond_it_move() -> None:
+    random = np.random.default_rng(0)
+    rows, names = Rows(), list[int]()
+    memory: dict[int, int] = {}
+    for number in range(400):
+        if names and random.random() < 0.5:
+            slots = [int(slot) for slot in random.permutation(len(names))[: int(random.integers(1, len(names) + 1))]]
+            names = [names[slot] for slot in slots]
+            for source, target in rows.keep(slots):
+                assert source >= rows.bucket > target
+                memory[target] = memory[source]
+        else:
+            taken = rows.join(int(random.integers(1, 4)))
+            fresh = [10 * number + i for i in range(len(taken))]
+            memory.update(zip(taken, fresh, strict=True))
+            names += fresh
+        assert [memory[row] for row in rows.all] == names
+        assert len(set(rows.all)) == len(names)
+        assert max(rows.all) < rows.bucket

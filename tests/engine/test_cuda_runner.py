@@ -1,0 +1,243 @@
+"""The CUDA runner as far as it goes without a GPU.
+
+Its options, its errors, and a render on a fake device whose sessions are the CPU provider's. What only a GPU shows is
+marked gpu: CUDA graphs, the provider itself, the kernels.
+"""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from nuwaxl.engine import Engine, Story
+from nuwaxl.engine.bundle import Bundle, demo_bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners import cuda as runner_cuda
+from nuwaxl.engine.runners import custom_ops
+from nuwaxl.engine.runners.device import cuda as device_cuda
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.errors import InputError
+
+from .bound import LateSession
+from .fake_cuda import FakeCuda
+
+WORKER = Worker("cuda:0", threads=1, alone=True, kind="cuda")
+
+
+class FakeRuntime:
+    """onnxruntime with a CUDA provider whose sessions are the CPU's, run by the fake's stream."""
+
+    __version__ = "1.99"
+    SessionOptions = onnxruntime.SessionOptions
+    RunOptions = onnxruntime.RunOptions
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda = cuda
+        self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        self.started = list(self.providers)
+        self.opened: dict[str, dict[str, str]] = {}
+        self.sessions: dict[str, LateSession] = {}
+
+    def get_available_providers(self) -> list[str]:
+        return self.providers
+
+    def InferenceSession(self, path: str, sess_options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        ((name, options),) = providers
+        assert name == "CUDAExecutionProvider"
+        graph = Path(path).stem
+        self.opened[graph] = options
+        real = onnxruntime.InferenceSession(path, sess_options, providers=["CPUExecutionProvider"])
+        session = LateSession(self._cuda, int(options["user_compute_stream"]), real)
+        session.get_providers = lambda: self.started  # type: ignore[attr-defined]
+        self.sessions[graph] = session
+        return session
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(device_cuda, "load_cuda", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def runtime(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    fake = FakeRuntime(cuda)
+    monkeypatch.setattr(runner_cuda, "load_onnxruntime", lambda: fake)
+    return fake
+
+
+def test_a_render_on_the_device_list_has_the_cpus_frames(
+    tiny_bundle: Path, story_file: Path, runtime: FakeRuntime, cuda: FakeCuda
+) -> None:
+    def frames(devices: str) -> np.ndarray:
+        with Engine.open(tiny_bundle, devices=devices) as engine:
+            return np.concatenate([clip.frames for clip in engine.render(Story.load(story_file), frames=20, seed=2)])
+
+    found, expected = frames("cuda:0"), frames("cpu")
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    assert not cuda.live  # closed with the engine
+
+
+def test_the_worker_is_called_after_the_gpu(tiny_bundle: Path, runtime: FakeRuntime) -> None:
+    with Engine.open(tiny_bundle, devices="cuda") as engine:
+        assert [worker.name for worker in engine.workers] == ["cuda:0"]
+        assert engine.workers[0].description.startswith("NVIDIA Fake, ")
+    with Engine.open(tiny_bundle, devices="cuda", tf32=True) as engine:
+        assert engine.workers[0].description.startswith("NVIDIA Fake with TF32, ")
+
+
+def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
+    tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda
+) -> None:
+    runner = runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER)
+    runner.encode_text(np.array([[1, 2, 3]]))
+    assert list(cuda.live.values()).count("stream") == 1
+    for graph, options in runtime.opened.items():
+        assert options["user_compute_stream"] == str(runner.stream.handle)
+        assert options["device_id"] == "0"
+        assert options["use_tf32"] == "0"
+        assert options["enable_cuda_graph"] == ("1" if graph == "step" else "0")
+        assert all(isinstance(value, str) for value in options.values())
+    assert set(runtime.opened) == {"prepare", "step", "decode", "text"}
+    runner.close()
+    assert not cuda.live
+    runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER, tf32=True).close()
+    assert runtime.opened["step"]["use_tf32"] == "1"
+
+
+def test_run_options_say_which_graph_is_replayed() -> None:
+    told: list[tuple[str, str]] = []
+    fake = SimpleNamespace(RunOptions=lambda: SimpleNamespace(add_run_config_entry=lambda *entry: told.append(entry)))
+    for number in (None, 7):
+        runner_cuda.run_options(fake, number)
+    assert [value for key, value in told if key == "gpu_graph_id"] == ["-1", "7"]
+    assert [value for key, value in told if key.startswith("disable_synchronize")] == ["1", "1"]
+    runner_cuda.run_options(onnxruntime, 7)  # the published class has the method
+
+
+def test_an_onnxruntime_without_the_provider_is_one_line(
+    tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda
+) -> None:
+    runtime.providers = ["CPUExecutionProvider"]
+    with pytest.raises(
+        InputError, match=r"with CUDAExecutionProvider; found onnxruntime 1\.99 with CPU.*nuwaxl\[cuda\]"
+    ):
+        Engine.open(tiny_bundle, devices="cuda")
+    assert not cuda.live
+
+
+def test_a_provider_that_does_not_start_is_no_silent_cpu(
+    tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda
+) -> None:
+    runtime.started = ["CPUExecutionProvider"]
+    with pytest.raises(InputError, match="CUDAExecutionProvider to start; found CPUExecutionProvider instead"):
+        Engine.open(tiny_bundle, devices="cuda")
+    assert not cuda.live
+
+
+def test_a_graph_that_cannot_be_loaded_is_one_line(own_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / "step.onnx").write_bytes(b"not a graph")
+    with pytest.raises(InputError, match=r"step\.onnx") as raised:
+        runner_cuda.CudaRunner(bundle, WORKER)
+    assert "\n" not in str(raised.value)
+    assert not cuda.live
+
+
+@pytest.mark.parametrize(
+    ("sm", "compiled", "expected"),
+    [
+        (90, {80, 90}, 90),
+        (89, {80, 86, 90}, 86),  # binaries of one major number run on what is later in it,
+        (87, {80}, 80),
+        (100, {90}, None),
+        (103, {100}, None),  # but not those that use what only their own generation has
+        (120, {80, 90}, None),
+        (80, {86}, None),
+    ],
+)
+def test_a_gpu_runs_the_kernels_of_its_generation(sm: int, compiled: set[int], expected: int | None) -> None:
+    assert custom_ops.matching(sm, compiled) == expected
+
+
+def with_kernels(folder: Path, *sms: int) -> Bundle:
+    """The bundle with a kernels.json that lists one kernel for each of these."""
+    kernels = [
+        {
+            "name": "guided_update-float32",
+            "kernel": "guided_update",
+            "sm": sm,
+            "entry": "guided_update",
+            "grid": {"fixed": 1, "per_item": 1, "block": 1024},
+            "num_warps": 4,
+            "shared_bytes": 0,
+            "hidden_null_pointers": 2,
+            "files": {"cubin": {"file": "a.cubin"}},
+        }
+        for sm in sms
+    ]
+    (folder / "a.cubin").write_bytes(b"\x7fELF\0cubin")
+    (folder / "kernels.json").write_text(
+        json.dumps({"format": "nuwaxl-kernels", "format_version": 1, "kernels": kernels})
+    )
+    bundle = Bundle.open(folder)
+    bundle.manifest.files["kernels.json"] = bundle.manifest.files["step.onnx"]  # type: ignore[index]
+    return bundle
+
+
+def test_without_a_matching_kernel_the_bodies_run_and_it_is_said_once(
+    own_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = with_kernels(own_bundle, 80, 90)
+    registered: list[str] = []
+    options = SimpleNamespace(register_custom_ops_library=registered.append)
+    with caplog.at_level(logging.WARNING, logger="nuwaxl"):
+        for _ in range(2):
+            library = custom_ops.KernelLibrary(bundle, 120, 0)
+            library.register(options, "step")
+    assert registered == []
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "expected kernels for sm_120" in message
+    assert "sm_80, sm_90" in message
+    assert "--sm 120" in message
+
+
+def test_with_kernels_that_fit_the_library_is_registered_where_graphs_call_them(own_bundle: Path) -> None:
+    registered: list[str] = []
+    options = SimpleNamespace(register_custom_ops_library=registered.append)
+    library = custom_ops.KernelLibrary(with_kernels(own_bundle, 80, 90), 86, 0)
+    assert library.sm == 80
+    for graph in ("text", "prepare", "step", "decode", "encode"):
+        library.register(options, graph)
+    assert registered == [str(custom_ops.library_path())] * 2
+
+
+def test_a_bundle_without_kernels_registers_nothing(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    library = custom_ops.KernelLibrary(Bundle.open(tiny_bundle), 90, 0)
+    library.register(SimpleNamespace(), "step")
+    assert not caplog.records
+
+
+@pytest.mark.gpu
+def test_the_demo_on_the_gpu_has_the_cpus_frames(story_file: Path) -> None:
+    pytest.importorskip("cuda.bindings.runtime")
+    if runner_cuda.PROVIDER not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    bundle = Bundle.open(demo_bundle())
+    story = Story.load(story_file)
+    cpu = (Worker("cpu#0", threads=4, alone=True),)
+
+    def frames(engine: Engine) -> np.ndarray:
+        with engine:
+            return np.concatenate([clip.frames for clip in engine.render(story, frames=46, seed=1, steps=8)])
+
+    expected = frames(Engine(bundle, cpu, (OnnxRuntimeRunner(bundle, cpu[0]),)))
+    difference = np.abs(frames(Engine.open(bundle, devices="cuda:0")).astype(int) - expected.astype(int))
+    assert difference.mean() < 0.05
+    assert difference.max() <= 8

@@ -1,0 +1,89 @@
+"""nuwaxl-export --sm: graphs that call the kernels, and the kernels compiled into the bundle, without a GPU."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from nuwaxl.engine.bundle import Bundle  # noqa: E402
+from nuwaxl.errors import InputError  # noqa: E402
+from nuwaxl.export.cli import main  # noqa: E402
+from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels  # noqa: E402
+from nuwaxl.export.model import Model  # noqa: E402
+from nuwaxl.export.samples import graph_sources  # noqa: E402
+from nuwaxl.kernels.aot import Request  # noqa: E402
+
+KERNELS = {"TemporalAttention", "TemporalConv", "TemporalConvInjection", "GroupNorm", "GroupNormSilu", "GuidedUpdate"}
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("sm") / "bundle"
+    assert main([str(checkpoint), str(out), "--sm", "90"]) == 0
+    return Bundle.open(out)  # verifies the size and sha256 of every file
+
+
+def test_the_graphs_call_the_kernels_and_carry_their_bodies(bundle: Bundle) -> None:
+    called: set[str] = set()
+    for name in bundle.manifest.graphs:
+        model = onnx.load(bundle.file(name))
+        nodes = {node.op_type for node in model.graph.node if node.domain == "nuwaxl"}
+        assert {function.name for function in model.functions} == nodes
+        assert next(entry.version for entry in model.opset_import if entry.domain == "") == 18
+        called |= nodes if name in ("step", "decode") else set()
+        assert not nodes or name in ("step", "decode")
+    assert called == KERNELS
+
+
+def test_every_kernel_that_the_graphs_call_is_in_the_bundle(bundle: Bundle, model: Model) -> None:
+    listed = json.loads((bundle.path / "kernels.json").read_text())["kernels"]
+    wanted = {request.name for request in kernel_requests(graph_sources(model, kernels=True))}
+    assert "temporal_conv_injection-L4-c8-k3-n1-float32" in wanted  # before the first prompt attention,
+    assert "temporal_conv_injection-L4-c8-k3-n2-float32" in wanted  # and after it
+    assert {entry["name"] for entry in listed} == wanted
+    assert {entry["sm"] for entry in listed} == {90}
+    for entry in listed:
+        for file in entry["files"].values():
+            assert bundle.manifest.files[file["file"]].sha256 == file["sha256"]
+
+
+def test_compiling_again_gives_the_same_bytes(
+    bundle: Bundle, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    asked = sorted(kernel_requests(graph_sources(model, kernels=True)), key=lambda request: request.name)
+    write_kernels(tmp_path / "again", asked[::4], [90])
+    files = sorted((tmp_path / "again").glob("*.sm_90.*"))
+    assert len(files) >= 4
+    for file in files:
+        assert file.read_bytes() == (bundle.path / file.name).read_bytes(), file.name
+
+
+def test_a_kernel_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        Exception, match=r"expected the kernels to compile; found ZeroDivision.*; see python -m"
+    ) as raised:
+        write_kernels(tmp_path, [Request("temporal_attention", torch.float32, heads=0)], [80])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [("70", "found 70"), ("80,x", "numbers and commas"), ("", "numbers and")])
+def test_an_unknown_gpu_is_one_line(
+    checkpoint: Path, tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main([str(checkpoint), str(tmp_path / "out"), "--sm", text])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_architectures_are_checked_before_any_work() -> None:
+    with pytest.raises(InputError, match="80,86,89,90,100,120; found 75"):
+        check_architectures([80, 75])

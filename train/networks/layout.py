@@ -1,0 +1,66 @@
+"""Between the spatial layers' (b*L, c, h, w) and the kernels' frame layout (b, L, h*w, c).
+
+In torch's channels-last memory format both are the same bytes, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nuwaxl.kernels import ops
+
+_asked: ContextVar[bool] = ContextVar("operators asked for", default=False)
+
+
+@contextmanager
+def operators() -> Iterator[None]:
+    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway."""
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def asked() -> bool:
+    """Whether this is within `operators`."""
+    return _asked.get()
+
+
+def use_operator(x: Tensor, *parameters: Tensor | None, gradient: bool = False) -> bool:
+    """Whether an operator computes this: where it is asked for, or Triton runs it; one without a gradient only where
+    none is wanted."""
+    if asked():
+        return True
+    if not ops.on_triton(x):
+        return False
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters))
+    return gradient or not wanted
+
+
+def to_frames(x: Tensor, length: int) -> Tensor:
+    """(b*L, c, h, w) -> (b, L, h*w, c)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, length, x.shape[2] * x.shape[3], x.shape[1])
+
+
+def from_frames(frames: Tensor, height: int, width: int) -> Tensor:
+    """(b, L, h*w, c) -> (b*L, c, h, w)."""
+    return frames.reshape(-1, height, width, frames.shape[-1]).permute(0, 3, 1, 2)
+
+
+def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm."""
+    if not isinstance(norm, nn.GroupNorm):
+        return F.silu(norm(x))
+    in_place = asked() or x.is_contiguous(memory_format=torch.channels_last)
+    if not (in_place and use_operator(x, norm.weight, norm.bias)):
+        return F.silu(norm(x))
+    weight, bias = (parameter.to(x.dtype) for parameter in (norm.weight, norm.bias))
+    y = ops.group_norm_silu(to_frames(x, 1), weight, bias, norm.num_groups, norm.eps)
+    return from_frames(y, x.shape[2], x.shape[3])
