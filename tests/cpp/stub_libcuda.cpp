@@ -1,5 +1,6 @@
 // Stands in for libcuda.so.1: records launches in `stub_launches`, which the test finds by dlsym.
 #include <cstring>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,8 @@
 
 static std::vector<StubLaunch> launches;
 static std::vector<std::string> loaded;
+static std::deque<std::string> modules;  // whose elements stay where they are
+static std::deque<StubFunction> functions;
 static int device_now = 0;
 static int failing_after = -1;  // launches that succeed before one fails; -1 for no end
 
@@ -25,13 +28,12 @@ int cuCtxGetDevice(int* device) {
 int cuModuleLoadData(void** module, const void* image) {
     if (std::strncmp(static_cast<const char*>(image), "bad", 3) == 0) return 200;
     loaded.emplace_back(static_cast<const char*>(image));
-    *module = new std::string(static_cast<const char*>(image));
+    *module = &modules.emplace_back(static_cast<const char*>(image));
     return 0;
 }
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-    auto* made = new StubFunction{*static_cast<std::string*>(module), name, 0};
-    *function = made;
+    *function = &functions.emplace_back(StubFunction{*static_cast<std::string*>(module), name, 0});
     return 0;
 }
 
