@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from nuwaxl.engine.bundle import Bundle  # noqa: E402
+from nuwaxl.engine.runners.custom_ops import library_path  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export.cli import main  # noqa: E402
 from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels  # noqa: E402
@@ -37,6 +40,23 @@ def test_the_graphs_call_the_kernels_and_carry_their_bodies(bundle: Bundle) -> N
         called |= nodes if name in ("step", "decode") else set()
         assert not nodes or name in ("step", "decode")
     assert called == KERNELS
+
+
+def test_with_the_library_registered_the_step_graph_answers_as_its_bodies_do(bundle: Bundle) -> None:
+    random = np.random.default_rng(0)
+    inputs = {
+        spec.name: random.standard_normal((3, *spec.shape[1:])).astype(np.float32)
+        for spec in bundle.manifest.graphs["step"].inputs
+    }
+    results = []
+    for registered in (False, True):
+        options = onnxruntime.SessionOptions()
+        if registered:
+            options.register_custom_ops_library(str(library_path()))
+        session = onnxruntime.InferenceSession(str(bundle.file("step")), options, providers=["CPUExecutionProvider"])
+        results.append(session.run(["x_next", "x0"], inputs))
+    for found, expected in zip(*results, strict=True):
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_every_kernel_that_the_graphs_call_is_in_the_bundle(bundle: Bundle, model: Model) -> None:

@@ -17,7 +17,7 @@ GUARD = 64  # poisoned values before and after every tensor; keeps the alignment
 class Entry:
     """Where a form runs, in what type, and the error allowed, relative to the largest expected value."""
 
-    form: str  # "reference" or "triton"
+    form: str  # "reference", "c++" or "triton"
     device: str
     dtype: torch.dtype
     tolerance: float
@@ -31,6 +31,9 @@ TABLE = [
     Entry("reference", "cpu", torch.float32, 2e-6),
     Entry("reference", "cpu", torch.float16, 6e-4),
     Entry("reference", "cpu", torch.bfloat16, 5e-3),
+    Entry("c++", "cpu", torch.float32, 4e-6),
+    Entry("c++", "cpu", torch.float16, 6e-4),
+    Entry("c++", "cpu", torch.bfloat16, 5e-3),
     Entry("triton", "cpu", torch.float32, 2e-6),
     Entry("triton", "cpu", torch.float16, 2e-3),
     Entry("triton", "cpu", torch.bfloat16, 1.6e-2),
@@ -43,6 +46,9 @@ TABLE = [
 def _marks(entry: Entry) -> list[pytest.MarkDecorator]:
     if entry.device == "cuda":
         return [pytest.mark.gpu]
+    if entry.form == "c++":
+        missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+        return [pytest.mark.skipif(bool(missing), reason="needs onnx and onnxruntime")]
     if entry.form == "triton":
         return [
             pytest.mark.skipif(find_spec("triton") is None, reason="needs triton"),
@@ -51,10 +57,16 @@ def _marks(entry: Entry) -> list[pytest.MarkDecorator]:
     return []
 
 
-every_entry = pytest.mark.parametrize("entry", [pytest.param(e, id=str(e), marks=_marks(e)) for e in TABLE])
-gpu_entries = pytest.mark.parametrize(
-    "entry", [pytest.param(e, id=str(e), marks=_marks(e)) for e in TABLE if e.device == "cuda"]
-)
+def _entries(chosen: Callable[[Entry], bool]) -> pytest.MarkDecorator:
+    found = [pytest.param(entry, id=str(entry), marks=_marks(entry)) for entry in TABLE if chosen(entry)]
+    return pytest.mark.parametrize("entry", found)
+
+
+every_entry = _entries(lambda entry: True)
+gradient_entries = _entries(lambda entry: entry.form != "c++")  # which is for inference
+# Forms that are compiled: the interpreter takes 8 ms a program, too long for more programs than a grid's axis holds.
+compiled_entries = _entries(lambda entry: entry.device == "cuda" or entry.form == "c++")
+gpu_entries = _entries(lambda entry: entry.device == "cuda")
 
 
 def guarded(shape: tuple[int, ...], entry: Entry, fill: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
-from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
+from .custom_ops import run_node
+from .table import Entry, assert_close, compiled_entries, every_entry, rounded, run
 
 SHAPES = {  # b, L, p, c, groups
     "one frame, one pixel": (1, 1, 1, 8, 2),
@@ -35,6 +36,9 @@ def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True) -
     def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         if entry.form == "reference":
             out.copy_(reference.group_norm_silu(x, weight, bias, groups, EPS, silu))
+        elif entry.form == "c++":
+            node, given = "GroupNormSilu" if silu else "GroupNorm", {"x": x, "weight": weight, "bias": bias}
+            out.copy_(run_node(node, given, 1, groups=groups, eps=EPS)[0])
         else:
             from nuwaxl.kernels.triton import group_norm
 
@@ -73,7 +77,7 @@ def test_values_at_the_end_of_half_precision_are_normed(entry: Entry) -> None:
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))
 
 
-@gpu_entries
+@compiled_entries
 def test_more_frames_than_a_grid_axis_holds(entry: Entry) -> None:
     given = inputs(entry, (1100, 64, 2, 8, 2))  # 70,400 frames
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))

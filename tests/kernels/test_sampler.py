@@ -7,6 +7,7 @@ from torch import Tensor
 from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
+from .custom_ops import run_node
 from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
 
 SHAPES = {
@@ -43,6 +44,11 @@ def forward(entry: Entry, tensors: list[Tensor], coefficients: Tensor, guidance:
         if entry.form == "reference":
             wide = [row.to(x0.dtype) if x0.dtype == torch.float64 else row for row in rows]
             for out, value in zip((x_next, x0), reference.guided_update(*read, *wide), strict=True):
+                out.copy_(value)
+        elif entry.form == "c++":
+            names = ("x", "history", "noise", "cond", "uncond", "coefficients", "guidance")
+            given = dict(zip(names, (*read, *rows), strict=True))
+            for out, value in zip((x_next, x0), run_node("GuidedUpdate", given, 2), strict=True):
                 out.copy_(value)
         else:
             from nuwaxl.kernels.triton import sampler

@@ -1,15 +1,17 @@
 // The custom-op library: the nodes of the domain `nuwaxl` on ONNX Runtime's CUDA provider, launched through the CUDA
-// driver on the session's stream. It links neither ONNX Runtime nor CUDA.
+// driver on the session's stream, and on its CPU provider (cpu.h). It links neither ONNX Runtime nor CUDA.
 //
-// A session that registers it must find every kernel it calls: a custom op takes the place of the node's function body,
-// whether its kernel is there or not. So the runner (engine/runners/custom_ops.py) adds a bundle's kernels first, and
-// registers the library only where the device has them all.
+// A session on a GPU that registers it must find every kernel it calls: a custom op takes the place of the node's
+// function body, whether its kernel is there or not. So the runner (engine/runners/custom_ops.py) adds a bundle's
+// kernels first, and registers the library only where the device has them all.
 #include <array>
 #include <exception>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "calls.h"
+#include "cpu.h"
 #include "kernels.h"
 #include "ort_abi.h"
 
@@ -20,7 +22,6 @@ namespace nuwaxl {
 namespace {
 
 constexpr const char* kDomain = "nuwaxl";
-constexpr const char* kProvider = "CUDAExecutionProvider";
 
 struct Node {
     Op op;
@@ -53,14 +54,17 @@ Kernels& kernels() {
     return *all;
 }
 
-// One node and one type, as ONNX Runtime knows it.
+// One node, one type and one provider, as ONNX Runtime knows it.
 struct TypedOp : ort::CustomOp {
     Node node;
     Element element;
+    bool on_gpu;
 
-    TypedOp(const Node& of, const Element& in) : node(of), element(in) {
+    TypedOp(const Node& of, const Element& in, bool gpu) : node(of), element(in), on_gpu(gpu) {
         get_name = [](const CustomOp* self) { return as(self).node.name; };
-        get_execution_provider = [](const CustomOp*) { return kProvider; };
+        get_execution_provider = [](const CustomOp* self) {
+            return as(self).on_gpu ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+        };
         get_input_type = [](const CustomOp* self, std::size_t i) {
             // The rows of the update are float32 whatever the tensors are.
             const bool row = as(self).node.op == Op::kGuidedUpdate && i >= 5;
@@ -121,6 +125,17 @@ struct Instance {
         return api.call<ort::Status*>(ort::kGetTensorMutableData, value, pointer);
     }
 
+    // On the session's threads. The functions of cpu.cpp throw nothing but what allocating their rows throws.
+    ort::Status* parallel(ort::KernelContext* context, std::size_t count,
+                          const std::function<void(std::size_t)>& function) const {
+        void (*call)(void*, std::size_t) = [](void* of, std::size_t i) {
+            (*static_cast<const std::function<void(std::size_t)>*>(of))(i);
+        };
+        return api.call<ort::Status*>(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context),
+                                      call, count, std::size_t{0},
+                                      const_cast<void*>(static_cast<const void*>(&function)));
+    }
+
     ort::Status* run(ort::KernelContext* context) const {
         std::vector<Shape> shapes(op->node.inputs);
         std::vector<const void*> inputs(op->node.inputs);
@@ -140,6 +155,14 @@ struct Instance {
                 return bad;
             }
             if (auto* bad = data(value, &outputs[i])) return bad;
+        }
+        if (!op->on_gpu) {
+            ort::Status* bad = nullptr;
+            compute_on_cpu(op->node.op, attributes, op->element.name, shapes, inputs, outputs,
+                           [&](std::size_t count, const std::function<void(std::size_t)>& function) {
+                               bad = parallel(context, count, function);
+                           });
+            return bad;
         }
         void* stream = nullptr;
         if (auto* bad = api.call<ort::Status*>(ort::kKernelContextGetGpuComputeStream,
@@ -192,7 +215,9 @@ const std::vector<TypedOp>& typed_ops() {
     static const auto* all = [] {
         auto* made = new std::vector<TypedOp>;
         for (const Node& node : kNodes) {
-            for (const Element& element : kElements) made->emplace_back(node, element);
+            for (const Element& element : kElements) {
+                for (const bool gpu : {true, false}) made->emplace_back(node, element, gpu);
+            }
         }
         return made;
     }();

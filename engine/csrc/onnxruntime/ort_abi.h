@@ -14,7 +14,6 @@ enum Type : int { kFloat = 1, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum Code : int { kFail = 1 };
 
 struct Status;
-struct Session;
 struct SessionOptions;
 struct Domain;
 struct KernelInfo;
@@ -29,17 +28,16 @@ enum Slot : std::size_t {
     kCustomOpDomainAdd = 27,
     kAddCustomOpDomain = 28,
     kGetTensorMutableData = 51,
-    kGetTensorElementType = 60,
     kGetDimensionsCount = 61,
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
     kKernelInfoGetAttributeFloat = 85,
     kKernelInfoGetAttributeInt64 = 86,
-    kKernelContextGetInputCount = 88,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,
     kReleaseTensorTypeAndShapeInfo = 99,
     kKernelContextGetGpuComputeStream = 193,
+    kKernelContextParallelFor = 274,
 };
 
 struct Api {
