@@ -39,7 +39,9 @@ class CudaRunner(BoundRunner):
             library = KernelLibrary(bundle, device.sm, device.index)
 
             def open_session(graph: str) -> Any:
-                options = provider_options(device.index, stream, tf32=tf32, capture=graph == "step")
+                options = provider_options(
+                    device.index, stream, tf32=tf32, capture=graph == "step", nhwc=library.sm is not None
+                )
                 return _session(runtime, bundle, graph, library, options)
 
             super().__init__(bundle, device, stream, open_session, lambda number: run_options(runtime, number))
@@ -54,16 +56,18 @@ class CudaRunner(BoundRunner):
         return self.device.name
 
 
-def provider_options(index: int, stream: Stream, *, tf32: bool, capture: bool) -> dict[str, str]:
-    """Options of the CUDA provider for one session (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider)."""
+def provider_options(index: int, stream: Stream, *, tf32: bool, capture: bool, nhwc: bool) -> dict[str, str]:
+    """Options of the CUDA provider for one session (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider).
+
+    With `nhwc` convolutions keep the frame layout that the kernels have between them.
+    """
     return {
         "device_id": str(index),
         "user_compute_stream": str(stream.handle),
         "do_copy_in_default_stream": "1",
         "enable_cuda_graph": "1" if capture else "0",
         "use_tf32": "1" if tf32 else "0",
-        # Convolutions keep the frame layout of the kernels between them.
-        "prefer_nhwc": "1",
+        "prefer_nhwc": "1" if nhwc else "0",
         # The next power of two would double what a large graph needs.
         "arena_extend_strategy": "kSameAsRequested",
     }

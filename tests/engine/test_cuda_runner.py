@@ -101,7 +101,7 @@ def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
     for graph, options in runtime.opened.items():
         assert options["user_compute_stream"] == str(runner.stream.handle)
         assert options["device_id"] == "0"
-        assert options["use_tf32"] == "0"
+        assert options["use_tf32"] == options["prefer_nhwc"] == "0"
         assert options["enable_cuda_graph"] == ("1" if graph == "step" else "0")
         assert all(isinstance(value, str) for value in options.values())
     assert set(runtime.opened) == {"prepare", "step", "decode", "text"}

@@ -12,7 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from nuwaxl.engine.bundle import Bundle  # noqa: E402
+from nuwaxl.engine.devices import Worker  # noqa: E402
+from nuwaxl.engine.runners.base import Segments  # noqa: E402
+from nuwaxl.engine.runners.cuda import CudaRunner  # noqa: E402
 from nuwaxl.engine.runners.custom_ops import library_path  # noqa: E402
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export.cli import main  # noqa: E402
 from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels  # noqa: E402
@@ -107,3 +111,40 @@ def test_an_unknown_gpu_is_one_line(
 def test_architectures_are_checked_before_any_work() -> None:
     with pytest.raises(InputError, match="80,86,89,90,100,120; found 75"):
         check_architectures([80, 75])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
+)
+def test_on_the_gpu_the_kernels_give_what_the_bodies_give_on_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    assert main([str(checkpoint), str(tmp_path / "bundle"), "--sm", str(10 * major + minor)]) == 0
+    bundle = Bundle.open(tmp_path / "bundle")
+    network, random = bundle.manifest.network, np.random.default_rng(0)
+    latent = (5, network.length, network.latent_channels, network.latent_height, network.latent_width)
+    prompts = (network.prompt_tokens, network.prompt_dim)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    batch = Segments(
+        normal(*latent),
+        normal(5, network.length, *prompts),
+        normal(5, *prompts),
+        normal(*latent),
+        normal(*latent)[:, :, :1],
+    )
+    row = np.full((5, 6), 0.3, dtype=np.float32)
+    results = []
+    for runner in (
+        OnnxRuntimeRunner(bundle, Worker("cpu#0", 4, alone=True)),
+        CudaRunner(bundle, Worker("cuda:0", 1, alone=True, kind="cuda")),
+    ):
+        denoising = runner.start(batch)
+        for timestep in (90, 50, 20, 5):  # the first run is captured, the others replay it
+            denoising.step(np.full(5, timestep), row, np.full(5, 2.0, dtype=np.float32), None)
+        results.append(denoising.latents(range(5)))
+        del denoising
+        runner.close()
+    assert np.abs(results[1] - results[0]).max() <= 1e-3 * np.abs(results[0]).max()

@@ -1,9 +1,14 @@
 """Temporal layers against their definitions, and their identity at initialisation (eq. 1, 2)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from nuwaxl.kernels import ops
+from nuwaxl.train.networks import layout
+from nuwaxl.train.networks.spatial import ResnetBlock
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
 
 LENGTH = 5
@@ -77,3 +82,37 @@ def test_frame_positions_tell_every_frame_from_every_other() -> None:
 def test_temporal_attention_with_positions_is_the_identity_at_initialisation() -> None:
     x = frames(8)
     assert torch.equal(TemporalAttention(8, 2, positions=True)(x, LENGTH), x)
+
+
+def test_on_a_gpu_the_layers_call_the_operators_and_answer_as_they_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def spy(name: str) -> None:
+        operator = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *arguments: (called.append(name), operator(*arguments))[1])
+
+    for name in ("temporal_attention", "temporal_conv", "group_norm_silu"):
+        spy(name)
+    torch.manual_seed(0)
+    conv, attention = TemporalConv(8, init="random"), TemporalAttention(8, 2, init="random", positions=True)
+    resnet = ResnetBlock(8, 8, 2)
+    x = torch.randn(6, 8, 2, 3).contiguous(memory_format=torch.channels_last)
+
+    def answers() -> tuple[list[torch.Tensor], torch.Tensor]:
+        with torch.no_grad():
+            found = [conv(x, 3), attention(x, 3), resnet(x)]
+        leaf = x.clone().requires_grad_()
+        (conv(attention(leaf, 3), 3) + resnet(leaf)).square().sum().backward()
+        assert leaf.grad is not None
+        return found, leaf.grad
+
+    plain, plain_gradient = answers()
+    assert not called
+    # The layers take this for a GPU with Triton; the operators themselves still see the CPU.
+    there = SimpleNamespace(on_triton=lambda tensor: True, group_norm_silu=ops.group_norm_silu)
+    monkeypatch.setattr(layout, "ops", there)
+    fused, gradient = answers()
+    # Without a gradient all of them; with one only attention, which has it.
+    assert sorted(called) == ["group_norm_silu"] * 2 + ["temporal_attention"] * 2 + ["temporal_conv"]
+    for found, expected in zip([*fused, gradient], [*plain, plain_gradient], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
