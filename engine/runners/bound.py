@@ -7,6 +7,7 @@ CPU, on which the same code runs in the tests.
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Device, Stream
 from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, bucket, copy_rows
 from nuwaxl.engine.runners.staging import Staging
+from nuwaxl.errors import DeviceLost
 
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 _ROWS = ("timestep", "coefficients", "guidance")  # what comes from the host at every step
@@ -143,7 +145,7 @@ class BoundRunner:
                     name=name,
                     device_type=self.device.kind,
                     device_id=self.device.index,
-                    element_type=_element_type(tensor.spec),
+                    element_type=element_type(tensor.spec),
                     shape=[rows, *(int(size) for size in tensor.spec.shape[1:])],
                     buffer_ptr=tensor.memory.address,
                 )
@@ -153,7 +155,11 @@ class BoundRunner:
         """Run a graph on what is bound; `number` as for `run_options`."""
         if number not in self._options:
             self._options[number] = self._run_options(number)
-        self._session(graph).run_with_iobinding(binding, self._options[number])
+        try:
+            self._session(graph).run_with_iobinding(binding, self._options[number])
+        except Exception:
+            self.stream.synchronize()  # raises DeviceLost where that is what happened
+            raise
 
     def session(self, graph: str) -> Any:
         """The session of a graph."""
@@ -169,7 +175,8 @@ class BoundRunner:
         self._options.clear()
         self._pool.clear()
         self._sessions.clear()
-        self.device.close()
+        with suppress(DeviceLost):  # there is nothing to free any more
+            self.device.close()
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
@@ -273,6 +280,13 @@ class BoundDenoising:
     def join(self, segments: Segments) -> None:
         """See Denoising.join."""
         rows = self._rows.join(len(segments.x))
+        try:
+            self._fill(rows, segments)
+        except BaseException:
+            self._rows.leave(len(rows))  # the others go on as if these had never come
+            raise
+
+    def _fill(self, rows: Sequence[int], segments: Segments) -> None:
         self._slots.grow(self._rows.bucket)
         stream, tensors = self._runner.stream, self._tensors
 
@@ -303,5 +317,6 @@ class BoundDenoising:
         return self._slots.tensors
 
 
-def _element_type(spec: TensorSpec) -> Any:
+def element_type(spec: TensorSpec) -> Any:
+    """The type as IO binding takes it."""
     return _BFLOAT16 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).type

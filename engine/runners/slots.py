@@ -97,6 +97,10 @@ class Rows:
         self._of_slot += free[:count]
         return free[:count]
 
+    def leave(self, count: int) -> None:
+        """Drop the last `count` slots."""
+        del self._of_slot[len(self._of_slot) - count :]
+
     def keep(self, slots: Sequence[int]) -> list[tuple[int, int]]:
         """Drop all slots but these, in this order; (from, to) of the rows that must move to stay below the bucket."""
         kept = [self._of_slot[slot] for slot in slots]

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
+import onnxruntime
 import pytest
 
 from nuwaxl.engine import Engine, Story
 from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners.base import Denoising, Runner, Segments
-from nuwaxl.engine.runners.bound import BoundRunner
+from nuwaxl.engine.runners.bound import BoundRunner, element_type
+from nuwaxl.engine.runners.device.host import HostDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.engine.runners.slots import Rows, bucket
+from nuwaxl.engine.runners.slots import Rows, bucket, row_bytes
+from nuwaxl.errors import DeviceLost, RenderError
 
 from .bound import KINDS, LateSession, on_fake, on_host
-from .fake_cuda import FakeCuda
+from .fake_cuda import FakeCuda, Status
 
 WORKER = Worker("cpu#0", threads=1, alone=True)
 
@@ -200,6 +205,59 @@ def test_a_runner_that_cannot_open_a_graph_leaves_nothing(bundle: Bundle, cuda: 
     runner.start(segments(np.random.default_rng(0), 3))
     runner.close()
     assert not cuda.live
+
+
+def test_newcomers_that_find_no_memory_leave_the_batch_as_it_was(bundle: Bundle, cuda: FakeCuda) -> None:
+    runner, plain = on_fake(bundle, cuda), OnnxRuntimeRunner(bundle, WORKER)
+    random = np.random.default_rng(0)
+    first, more = segments(random, 2), segments(random, 5)
+    batches = [runner.start(first), plain.start(first)]
+    cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation, cuda.names().count("cudaMalloc") + 4
+    memory = list(cuda.live.values()).count("device")
+    with pytest.raises(RenderError, match="--max-batch"):
+        batches[0].join(more)
+    assert list(cuda.live.values()).count("device") == memory
+    for batch in batches:
+        batch.step(np.array([9, 5]), np.full((2, 6), 0.3, np.float32), np.ones(2, np.float32), None)
+    np.testing.assert_allclose(batches[0].latents([0, 1]), batches[1].latents([0, 1]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_that_fails_because_the_device_is_gone_says_so(bundle: Bundle, cuda: FakeCuda) -> None:
+    runner = on_fake(bundle, cuda)
+    denoising = runner.start(segments(np.random.default_rng(0), 1))
+
+    def fails(binding: Any, options: Any) -> None:
+        raise RuntimeError("CUDA failure 700")
+
+    runner.session("step").run_with_iobinding = fails
+
+    def step() -> None:
+        denoising.step(np.array([9]), np.full((1, 6), 0.3, np.float32), np.ones(1, np.float32), None)
+
+    with pytest.raises(RuntimeError, match="CUDA failure 700"):
+        step()
+    for name in ("cudaStreamSynchronize", "cudaFree"):
+        cuda.fail[name] = Status.cudaErrorIllegalAddress, 0
+    with pytest.raises(DeviceLost, match="cuda:0"):
+        step()
+    runner.close()  # says nothing more
+
+
+def test_types_that_numpy_lacks_are_bound_by_their_number() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (bfloat16[batch,3] x) => (bfloat16[batch,3] y) { y = Identity(x) }'
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    device, bits = HostDevice(), np.arange(6, dtype=np.uint16).reshape(2, 3)
+    binding, memory = session.io_binding(), {}
+    for name, bind in (("x", binding.bind_input), ("y", binding.bind_output)):
+        spec = TensorSpec(name, ("batch", 3), "bfloat16")
+        assert row_bytes(spec) == 6
+        memory[name] = device.allocate(12)
+        bind(name, "cpu", 0, element_type(spec), [2, 3], memory[name].address)
+    memory["x"].array((2, 3), np.uint16)[:] = bits
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(memory["y"].array((2, 3), np.uint16), bits)
 
 
 @pytest.mark.parametrize(
