@@ -67,12 +67,12 @@ def matching(sm: int, compiled: set[int]) -> int | None:
 
 
 def library_path() -> Path:
-    """The library, which is installed beside the native module.
+    """The library, which is installed below the native module's folder: beside it, it would look like a module.
 
     Raises:
         InputError: this installation does not have it.
     """
-    path = Path(_core.__file__).with_name(LIBRARY_FILE)
+    path = Path(_core.__file__).parent / "lib" / LIBRARY_FILE
     if not path.is_file():
         raise InputError(expected=f"the library {path}", found="nothing there", fix="install nuwaxl again")
     return path
