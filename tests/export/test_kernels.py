@@ -98,7 +98,7 @@ def test_a_kernel_that_does_not_compile_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("70", "found 70"), ("80,x", "numbers and commas"), ("", "numbers and")])
+@pytest.mark.parametrize(("text", "said"), [("70", "found 70"), ("80,x", "found 'x'"), ("", "found ''")])
 def test_an_unknown_gpu_is_one_line(
     checkpoint: Path, tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
