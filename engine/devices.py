@@ -12,11 +12,12 @@ from nuwaxl.errors import InputError
 MAX_WORKERS = 64
 MAX_ACTORS = 1024
 
-DeviceKind = Literal["cpu", "cuda"]
-GPU_KINDS: tuple[DeviceKind, ...] = ("cuda",)
+DeviceKind = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+GPU_KINDS: tuple[DeviceKind, ...] = ("cuda", "tensorrt", "tensorrt-rtx")
 
 _AVAILABLE = (
     'use "cpu" for one worker, "cpu:N" for N workers that share the cores, "cuda:I" for the GPU of number I, '
+    '"tensorrt:I" or "tensorrt-rtx:I" for the same with the bundle\'s plans, '
     'or, alone, "ray" or "ray:N" for those of a Ray cluster'
 )
 
@@ -36,8 +37,8 @@ class Worker:
     """One worker: the thread that runs batches, on one device.
 
     Attributes:
-        name: what statistics call it, "cpu#0", "cpu#1", ...; "cuda:0", ...; "ray#0", ... on a cluster; else the device
-            as it was asked for, and its number.
+        name: what statistics call it, "cpu#0", "cpu#1", ...; "cuda:0", "tensorrt:0", ...; "ray#0", ... on a cluster;
+            else the device as it was asked for, and its number.
         threads: how many cores its inference runtime may use.
         alone: no other worker shares the machine, so idle threads may spin.
         processor: of the machine it is on; a GPU's name.

@@ -114,7 +114,7 @@ def _export(arguments: argparse.Namespace) -> None:
         sampler=sampler,
         decode_overlap=arguments.decode_overlap,
         precision=arguments.precision,
-        kernels_for=() if arguments.target else arguments.sm,
+        kernels_for=() if arguments.target == "tensorrt-rtx" else arguments.sm,
         force=arguments.force,
         files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
         progress=progress,

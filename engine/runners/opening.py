@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.plans import RUNTIMES
 from nuwaxl.engine.runners.base import Runner
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.runners.plugins import plugin_for
@@ -36,6 +37,12 @@ def _open(bundle: Bundle, worker: Worker, tf32: bool) -> tuple[Worker, Runner]:
         return worker, plugin_for(worker.plugin).open_runner(bundle, worker.plugin.partition(":")[2], worker.threads)
     if worker.kind == "cpu":
         return worker, OnnxRuntimeRunner(bundle, worker)
+    if worker.kind in RUNTIMES:
+        # The packages under it are extras.
+        from nuwaxl.engine.runners.tensorrt import TensorRTRunner
+
+        on_plans = TensorRTRunner(bundle, worker)
+        return replace(worker, processor=f"{on_plans.device_name}, {on_plans.runtime}"), on_plans
     # The package under it is an extra.
     from nuwaxl.engine.runners.cuda import CudaRunner
 

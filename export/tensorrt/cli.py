@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nuwaxl.cli import positive_int
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.plans import RUNTIMES
+from nuwaxl.export.tensorrt.gate import BundleGate
 from nuwaxl.export.tensorrt.plans import BATCHES, Options, Step, add_plans, dry_run, options
 
 
@@ -46,12 +47,12 @@ def build(folder: Path, arguments: argparse.Namespace) -> None:
     wanted = _options(arguments)
     with _Terminal() as terminal:
         if arguments.refit_from is None:
-            add_plans(folder, wanted, progress=terminal)
+            add_plans(folder, wanted, progress=terminal, gate=BundleGate())
         else:
             # It wants onnx.
             from nuwaxl.export.tensorrt.refit import refit_plans
 
-            refit_plans(folder, arguments.refit_from, wanted, progress=terminal)
+            refit_plans(folder, arguments.refit_from, wanted, progress=terminal, gate=BundleGate())
 
 
 def estimate(folder: Path, arguments: argparse.Namespace) -> None:

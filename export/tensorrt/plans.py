@@ -13,6 +13,7 @@ from nuwaxl.engine.bundle import Bundle, read_manifest, write_plans
 from nuwaxl.engine.bundle_schema import Manifest, Plan
 from nuwaxl.engine.costs import cache_folder
 from nuwaxl.engine.plans import PLANS_FOLDER, RUNTIMES, graph_sha256, named, without_stale
+from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
 from nuwaxl.export.tensorrt.build import REFIT, Request
@@ -245,12 +246,6 @@ def _guess(seconds: float | None, memory: float | None) -> str:
 
 
 def _own_sm() -> int:
-    try:
-        from nuwaxl.engine.runners.device.cuda import CudaDevice
-    except ImportError as error:
-        raise InputError(
-            expected="a version that runs on GPUs", found=str(error), fix="use --target tensorrt-rtx without --refit"
-        ) from error
     device = CudaDevice(0)
     try:
         return device.sm

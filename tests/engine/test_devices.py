@@ -29,6 +29,8 @@ def test_a_list_gives_its_workers_which_share_the_cores(devices: str, workers: i
         "CPU",
         "cuda:",
         "cuda:-1",
+        "tensorrt-rtx:",
+        "tensorrt_rtx",
         "cpu:" + "9" * 5000,
         "ray:" + "9" * 5000,
         None,
@@ -51,6 +53,14 @@ def test_every_gpu_is_a_worker_beside_those_of_the_cpu() -> None:
     assert [worker.threads for worker in found[:2]] == [max(1, available_cores() // 2)] * 2
     assert not any(worker.alone for worker in found)
     assert parse_devices("cuda:7")[0].alone
+
+
+def test_a_gpu_with_plans_is_named_by_its_runtime() -> None:
+    found = parse_devices("tensorrt-rtx:1,tensorrt")
+    assert [(w.name, w.kind, w.index) for w in found] == [
+        ("tensorrt-rtx:1", "tensorrt-rtx", 1),
+        ("tensorrt:0", "tensorrt", 0),
+    ]
 
 
 def test_a_gpu_named_twice_is_refused() -> None:

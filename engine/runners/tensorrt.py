@@ -1,0 +1,335 @@
+"""A runner on TensorRT or TensorRT-RTX: the bundle's plans, on one stream, with latents and state on the device.
+
+Batches go into buckets, the batch sizes that the plans have a profile for, padded where they are smaller. A bucket's
+tensors have fixed addresses, and after its first run its work is launched as one CUDA graph. Not yet run on a GPU.
+"""
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.costs import cache_folder
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.plans import Target, build_hint, find_plan
+from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.runners.device.base import Stream
+from nuwaxl.engine.runners.device.cuda import CudaDevice
+from nuwaxl.engine.runners.tensorrt_acceptance import Reference, ensure_accepted
+from nuwaxl.engine.runners.tensorrt_calls import Call, Work, executor
+from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
+from nuwaxl.engine.runners.tensorrt_memory import Tensors, Transfers
+from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
+from nuwaxl.errors import InputError
+
+Arrays = dict[str, NDArray[Any]]
+_LOOP = ("prepare", "step", "decode")  # loaded at once; the others at their first use
+_FEEDBACK = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
+
+
+class TensorRTRunner:
+    """See Runner.
+
+    Args:
+        device: the GPU; opened here if None.
+        trt: stands in for the module of TensorRT in tests.
+
+    Raises:
+        InputError: no GPU or no TensorRT here, no plan for both, or a plan that cannot be loaded.
+        PlanRefused: a plan that nobody has verified gives wrong answers here.
+    """
+
+    def __init__(self, bundle: Bundle, worker: Worker, device: CudaDevice | None = None, trt: Any = None) -> None:
+        self._bundle = bundle
+        self._trt = load_tensorrt(worker.kind) if trt is None else trt
+        self._device = CudaDevice(worker.index) if device is None else device
+        try:
+            self._target = Target(worker.kind, str(self._trt.__version__), self._device.sm)
+            self._plans = {
+                graph: find_plan(bundle.manifest, graph, self._target, str(bundle.path))
+                for graph in bundle.manifest.graphs
+            }
+            self._buckets = self._common_buckets()
+            self._stream = self._device.stream()
+            self._transfers = Transfers(self._device, self._stream)
+            self._engines: dict[str, PlanEngine] = {}
+            self._calls: dict[tuple[str, int], Call] = {}
+            self._lanes: dict[int, list[_Lane]] = {}
+            self._load(_LOOP)
+        except BaseException:
+            self._device.close()
+            raise
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
+        """See Runner.encode_text."""
+        prompt: Float32 = self._run("text", {"tokens": tokens})["prompt"]
+        return prompt
+
+    def start(self, segments: Segments) -> "TensorRTDenoising":
+        """See Runner.start."""
+        return TensorRTDenoising(self, self.prepare(segments))
+
+    def decode(self, latents: Float32) -> UInt8:
+        """See Runner.decode."""
+        video: UInt8 = self._run("decode", {"latents": latents})["video"]
+        return video
+
+    def encode(self, video: UInt8) -> Float32:
+        """See Runner.encode."""
+        latents: Float32 = self._run("encode", {"video": video})["latents"]
+        return latents
+
+    def close(self) -> None:
+        """See Runner.close."""
+        for engine in self._engines.values():
+            engine.save_cache()
+        # Contexts and engines before the memory that they point to.
+        self._calls.clear()
+        self._lanes.clear()
+        self._engines.clear()
+        self._device.close()
+
+    def prepare(self, segments: Segments) -> "list[tuple[_Lane, int]]":
+        """Segments that begin, in lanes: for each its lane and its row there."""
+        rows = []
+        start = 0
+        for lane, count in self.lanes(len(segments.x)):
+            lane.prepare(_cut(segments, start, start + count), self._transfers)
+            rows += [(lane, row) for row in range(count)]
+            start += count
+        return rows
+
+    def lanes(self, count: int) -> "list[tuple[_Lane, int]]":
+        """Free lanes for `count` segments, and how many go into each."""
+        result = []
+        for bucket, filled in split(count, self._buckets):
+            free = self._lanes.setdefault(bucket, [])
+            result.append((free.pop() if free else self._new_lane(bucket), filled))
+        return result
+
+    def release(self, lanes: "Sequence[_Lane]") -> None:
+        """Take lanes back. What is queued on them goes before what their next users queue."""
+        for lane in lanes:
+            self._lanes.setdefault(lane.bucket, []).append(lane)
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's model."""
+        return self._device.name
+
+    @property
+    def runtime(self) -> str:
+        """The runtime and its version."""
+        return f"{self._target.runtime} {self._target.version}"
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batches that segments are denoised in."""
+        return self._buckets
+
+    @property
+    def stream(self) -> Stream:
+        """The runner's one stream."""
+        return self._stream
+
+    @property
+    def transfers(self) -> Transfers:
+        """Its copies to and from the host."""
+        return self._transfers
+
+    def _run(self, graph: str, inputs: Arrays) -> Arrays:
+        """A graph on any number of rows."""
+        if graph not in self._engines:
+            self._load((graph,))
+        total = len(next(iter(inputs.values())))
+        parts, start = [], 0
+        for bucket, count in split(total, self._plans[graph].batches):
+            if (graph, bucket) not in self._calls:
+                self._calls[graph, bucket] = Call(self._engines[graph], bucket, self._device, self._transfers)
+            rows = {name: array[start : start + count] for name, array in inputs.items()}
+            parts.append(self._calls[graph, bucket].run(rows, count))
+            start += count
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _load(self, graphs: Sequence[str]) -> None:
+        """Load plans, then see that each was verified on this GPU: all sizes are known before a context is made."""
+        scratch = Scratch(self._device)
+        for graph in graphs:
+            plan = self._plans[graph]
+            cache = cache_folder() / "tensorrt-rtx" / f"{Path(plan.file).stem}-{self._target.sm}.cache"
+            file = self._bundle.path / plan.file
+            self._engines[graph] = PlanEngine(
+                self._trt, plan, self._bundle.manifest.graphs[graph], file, scratch, cache
+            )
+        reference = Reference(self._bundle)
+        for graph in graphs:
+            execute = executor(self._engines[graph], self._device, self._transfers)
+            ensure_accepted(self._bundle, self._plans[graph], self._device.name, execute, reference)
+            self._engines[graph].save_cache()
+
+    def _new_lane(self, bucket: int) -> "_Lane":
+        return _Lane(self, self._engines["prepare"], self._engines["step"], bucket)
+
+    def memory(self, specs: Any, batch: int) -> Tensors:
+        """Tensors on the device."""
+        return Tensors(self._device, self._stream, specs, batch)
+
+    def _common_buckets(self) -> tuple[int, ...]:
+        """Batches that both graphs of the inner loop have a profile for."""
+        prepare, step = (self._plans[graph].batches for graph in ("prepare", "step"))
+        common = tuple(sorted(set(prepare) & set(step)))
+        if not common:
+            raise InputError(
+                expected="plans of prepare and step with a batch in common",
+                found=f"{prepare} and {step}",
+                fix=build_hint(self._target, str(self._bundle.path)),
+            )
+        return common
+
+
+class TensorRTDenoising:
+    """A batch under way on TensorRT (see Denoising)."""
+
+    def __init__(self, runner: TensorRTRunner, rows: "list[tuple[_Lane, int]]") -> None:
+        self._runner = runner
+        self._rows = rows
+        # Lanes go back when nobody has the batch any more, whoever drops it last.
+        self._held: list[_Lane] = _lanes_of(rows)
+        weakref.finalize(self, _release, runner, self._held)
+
+    def step(
+        self, timestep: NDArray[np.int64], coefficients: Float32, guidance: Float32, noise: Float32 | None
+    ) -> None:
+        """See Denoising.step."""
+        start = 0
+        for lane in self._held:
+            end = start + sum(each is lane for each, _ in self._rows)
+            lane.step(
+                {
+                    "timestep": timestep[start:end].astype(np.float32),
+                    "coefficients": coefficients[start:end],
+                    "guidance": guidance[start:end],
+                },
+                None if noise is None else noise[start:end],
+                self._runner.transfers,
+            )
+            start = end
+
+    def latents(self, slots: Sequence[int]) -> Float32:
+        """See Denoising.latents."""
+        parts: list[Float32] = [
+            self._runner.transfers.download(lane.tensors, "x", [row])
+            for lane, row in (self._rows[slot] for slot in slots)
+        ]
+        return np.concatenate(parts)
+
+    def join(self, segments: Segments) -> None:
+        """See Denoising.join."""
+        newcomers = self._runner.prepare(segments)
+        self._arrange([*self._rows, *newcomers], also=_lanes_of(newcomers))
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """See Denoising.keep."""
+        self._arrange([self._rows[slot] for slot in slots])
+
+    def _arrange(self, rows: "list[tuple[_Lane, int]]", also: "Sequence[_Lane]" = ()) -> None:
+        """Put rows into lanes again, in this order: few and small ones, each filled from its first row."""
+        wanted = [bucket for bucket, _ in split(len(rows), self._runner.buckets)]
+        now = _lanes_of(rows)
+        places = [(lane, row) for lane in now for row in range(sum(each is lane for each, _ in rows))]
+        if rows == places and [lane.bucket for lane in now] == wanted:
+            left = [lane for lane in (*self._held, *also) if lane not in now]
+            self._rows, self._held[:] = rows, now
+            self._runner.release(left)
+            return
+        old = [*self._held, *also]
+        new: list[tuple[_Lane, int]] = []
+        for lane, count in self._runner.lanes(len(rows)):
+            for row in range(count):
+                source, from_row = rows[len(new)]
+                lane.take(row, source, from_row)
+                new.append((lane, row))
+        self._rows, self._held[:] = new, _lanes_of(new)
+        self._runner.release(old)
+
+
+class _Lane:
+    """One bucket of segments under way: their tensors, and what runs on them."""
+
+    def __init__(self, runner: TensorRTRunner, prepare: PlanEngine, step: PlanEngine, bucket: int) -> None:
+        self.bucket = bucket
+        self._stream = runner.stream
+        self.tensors = runner.memory((*step.graph.inputs, *step.graph.outputs), bucket)
+        self._given = runner.memory(prepare.graph.inputs, bucket)
+        state = {spec.name for spec in prepare.graph.outputs}
+        self._kept = [*state, *_FEEDBACK.values()]  # what a segment is, beside what each call brings
+        context = prepare.context(bucket, runner.stream)
+        context.bind({**self._given.addresses(), **{name: self.tensors.address(name) for name in state}})
+        self._prepare = Work(runner.stream, context)
+        context = step.context(bucket, runner.stream)
+        context.bind(self.tensors.addresses())
+        self._step = Work(runner.stream, context, after=self._feed_back)
+
+    def prepare(self, segments: Segments, transfers: Transfers) -> None:
+        """Begin segments, in the first rows."""
+        given = {
+            "prompt": segments.prompt,
+            "negative": segments.negative,
+            "condition": segments.condition,
+            "mask": segments.mask,
+        }
+        transfers.upload(self._given, given)
+        transfers.upload(self.tensors, {"x": segments.x})
+        self._stream.zero(self.tensors.address("history"), self.bucket * self.tensors.row_bytes("history"))
+        self._prepare()
+
+    def step(self, calls: Arrays, noise: Float32 | None, transfers: Transfers) -> None:
+        """Move the segments by one step. Where none adds noise its coefficient is 0: what is there does not count."""
+        if noise is not None:
+            calls = {**calls, "noise": noise}
+        transfers.upload(self.tensors, calls)
+        self._step()
+
+    def take(self, row: int, source: "_Lane", from_row: int) -> None:
+        """Copy a segment of another lane."""
+        for name in self._kept:
+            self._stream.copy(
+                self.tensors.address(name, row), source.tensors.address(name, from_row), self.tensors.row_bytes(name)
+            )
+
+    def _feed_back(self) -> None:
+        for output, name in _FEEDBACK.items():
+            size = self.bucket * self.tensors.row_bytes(name)
+            self._stream.copy(self.tensors.address(name), self.tensors.address(output), size)
+
+
+def split(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+    """Buckets for `count` rows, and the rows in each: full ones of the largest, then the smallest for the rest."""
+    largest = max(buckets)
+    parts = [(largest, largest)] * (count // largest)
+    if rest := count % largest:
+        parts.append((min(bucket for bucket in buckets if bucket >= rest), rest))
+    return parts
+
+
+def _cut(segments: Segments, start: int, end: int) -> Segments:
+    return Segments(
+        segments.x[start:end],
+        segments.prompt[start:end],
+        segments.negative[start:end],
+        segments.condition[start:end],
+        segments.mask[start:end],
+    )
+
+
+def _lanes_of(rows: "Sequence[tuple[_Lane, int]]") -> "list[_Lane]":
+    """The lanes of rows, each once, in order."""
+    return list(dict.fromkeys(lane for lane, _ in rows))
+
+
+def _release(runner: TensorRTRunner, lanes: "list[_Lane]") -> None:
+    runner.release(lanes)

@@ -1,0 +1,89 @@
+"""Work of a plan on a stream: recorded at its first run, and launched as a whole from then on."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nuwaxl.engine.runners.device.base import Device, Graph, Stream
+from nuwaxl.engine.runners.tensorrt_engine import Context, PlanEngine
+from nuwaxl.engine.runners.tensorrt_memory import Tensors, Transfers
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Work:
+    """One execution of a context, and what is queued after it.
+
+    Args:
+        after: queues what follows, on the same stream.
+    """
+
+    def __init__(self, stream: Stream, context: Context, after: Callable[[], None] = lambda: None) -> None:
+        self._stream = stream
+        self._context = context
+        self._after = after
+        self._graph: Graph | None = None
+        self._ran = False
+
+    def __call__(self) -> None:
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+            return
+        self._queue()
+        if not self._ran:
+            self._ran = True
+            # The first run may allocate and compile; none of that may be left to the recording.
+            self._stream.synchronize()
+            if self._context.capturable(self._stream):
+                self._graph = self._stream.capture(self._queue)
+
+    def _queue(self) -> None:
+        self._context.run(self._stream)
+        self._after()
+
+    def free(self) -> None:
+        """Give the recording back."""
+        if self._graph is not None:
+            self._graph.free()
+
+
+class Call:
+    """One bucket of a graph that takes arrays and gives arrays."""
+
+    def __init__(self, engine: PlanEngine, bucket: int, device: Device, transfers: Transfers) -> None:
+        self._transfers = transfers
+        self._outputs = [spec.name for spec in engine.graph.outputs]
+        self._tensors = Tensors(device, transfers.stream, (*engine.graph.inputs, *engine.graph.outputs), bucket)
+        context = engine.context(bucket, transfers.stream)
+        context.bind(self._tensors.addresses())
+        self._work = Work(transfers.stream, context)
+
+    def run(self, inputs: Arrays, count: int) -> Arrays:
+        """The outputs of the first `count` rows."""
+        self._transfers.upload(self._tensors, inputs)
+        self._work()
+        return {name: self._transfers.download(self._tensors, name, range(count)) for name in self._outputs}
+
+    def free(self) -> None:
+        """Give its memory back."""
+        self._work.free()
+        self._tensors.free()
+
+
+def executor(
+    engine: PlanEngine, device: Device, transfers: Transfers
+) -> Callable[[Mapping[str, NDArray[Any]]], Arrays]:
+    """Runs a plan on inputs of exactly one bucket, for the gate; a bucket's memory is given back at the next one."""
+    calls: dict[int, Call] = {}
+
+    def execute(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        bucket = len(next(iter(inputs.values())))
+        if bucket not in calls:
+            for call in calls.values():
+                call.free()
+            calls.clear()
+            calls[bucket] = Call(engine, bucket, device, transfers)
+        return calls[bucket].run(dict(inputs), bucket)
+
+    return execute

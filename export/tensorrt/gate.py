@@ -1,0 +1,45 @@
+"""The gate of a plan at export: on a GPU that can run it, its answers are compared with ONNX Runtime's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle_schema import Plan
+from nuwaxl.engine.runners.device.cuda import CudaDevice
+from nuwaxl.engine.runners.tensorrt_acceptance import Reference, compare
+from nuwaxl.engine.runners.tensorrt_calls import executor
+from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
+from nuwaxl.engine.runners.tensorrt_memory import Transfers
+from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
+from nuwaxl.engine.samples import Run
+from nuwaxl.errors import InputError
+
+
+class BundleGate:
+    """A Gate (plans.py). ONNX Runtime is opened once, for the first plan that is compared."""
+
+    def __init__(self) -> None:
+        self._references: dict[Path, Run] = {}
+
+    def __call__(self, bundle: Bundle, plan: Plan, file: Path) -> str:
+        """The name of the GPU that accepted the plan, "" where this machine has none that can run it.
+
+        Raises:
+            PlanRefused: an answer is wrong.
+        """
+        try:
+            device = CudaDevice(0)
+        except InputError:  # no driver, no GPU, or no package to ask
+            return ""
+        try:
+            if device.sm not in plan.sm:
+                return ""
+            transfers = Transfers(device, device.stream())
+            graph = bundle.manifest.graphs[plan.graph]
+            engine = PlanEngine(load_tensorrt(plan.runtime), plan, graph, file, Scratch(device), None)
+            reference = self._references.setdefault(bundle.path, Reference(bundle))
+            compare(bundle, plan, executor(engine, device, transfers), reference)
+            return device.name
+        finally:
+            device.close()

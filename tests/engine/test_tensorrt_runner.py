@@ -1,0 +1,452 @@
+"""The TensorRT runner over fakes of CUDA and of TensorRT, against the ONNX Runtime runner. None of it ran on a GPU."""
+
+import gc
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine
+from nuwaxl.engine.acceptance import PlanRefused
+from nuwaxl.engine.bundle import Bundle, write_plans
+from nuwaxl.engine.bundle_schema import Plan, TensorSpec
+from nuwaxl.engine.devices import Worker, parse_devices
+from nuwaxl.engine.plans import graph_sha256, named
+from nuwaxl.engine.runners import opening, tensorrt, tensorrt_acceptance
+from nuwaxl.engine.runners.base import Denoising, Runner, Segments
+from nuwaxl.engine.runners.device import cuda as device_cuda
+from nuwaxl.engine.runners.device.cuda import CudaDevice
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.runners.tensorrt import TensorRTRunner, split
+from nuwaxl.engine.runners.tensorrt_memory import from_stored, to_stored
+from nuwaxl.errors import InputError, RenderError
+
+from .fake_cuda import FakeCuda
+from .fake_tensorrt import FakeTensorRT, plan_bytes
+
+BATCHES = (1, 2)
+ROW = np.array([[0.9, -0.3, 0.2, 0.7, 0.4, 0]], dtype=np.float32)  # with a part of the history
+
+
+@pytest.fixture(autouse=True)
+def own_acceptances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was accepted is kept in a folder of the test's."""
+    monkeypatch.setenv("NUWAXL_CACHE", str(tmp_path / "cache"))
+
+
+class Machine:
+    """A GPU, a TensorRT on it, and a bundle with plans for both."""
+
+    def __init__(self, folder: Path, runtime: str = "tensorrt", accepted_on: str = "NVIDIA Fake") -> None:
+        self.cuda = FakeCuda()
+        self.trt = FakeTensorRT(self.cuda, capturable=True if runtime == "tensorrt-rtx" else None)
+        self.folder = folder
+        self.runtime = runtime
+        self.plans = self.add_plans(BATCHES, accepted_on)
+
+    def add_plans(self, batches: tuple[int, ...], accepted_on: str) -> list[Plan]:
+        bundle = Bundle.open(self.folder)
+        plans = []
+        (self.folder / "plans").mkdir(exist_ok=True)
+        for graph in bundle.manifest.graphs:
+            sha = graph_sha256(bundle.manifest, graph)
+            plan = Plan(graph, "", self.runtime, "11.4.0", (90,), batches, (), sha, "", accepted_on)
+            plans.append(named(plan, bundle.manifest))
+            (self.folder / plans[-1].file).write_bytes(plan_bytes(bundle.file(graph), batches))
+        write_plans(self.folder, plans)
+        return plans
+
+    def runner(self) -> TensorRTRunner:
+        worker = Worker(f"{self.runtime}:0", threads=1, alone=True, kind=self.runtime)  # type: ignore[arg-type]
+        return TensorRTRunner(Bundle.open(self.folder), worker, CudaDevice(0, self.cuda), self.trt)
+
+
+@pytest.fixture
+def machine(own_bundle: Path) -> Machine:
+    """A machine whose plans were accepted on its GPU before."""
+    return Machine(own_bundle)
+
+
+@pytest.fixture
+def reference(tiny_bundle: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(Bundle.open(tiny_bundle), Worker("cpu#0", threads=1, alone=True))
+
+
+def segments(count: int, seed: int = 0) -> Segments:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal((count, *shape)).astype(np.float32)
+
+    mask = np.ones((count, 4, 1, 8, 8), dtype=np.float32)
+    return Segments(normal(4, 3, 8, 8), normal(4, 3, 2), normal(3, 2), normal(4, 3, 8, 8), mask)
+
+
+def step(denoising: Denoising, timesteps: list[int], noise: float = 0.0) -> None:
+    n = len(timesteps)
+    row = np.repeat(ROW, n, 0)
+    array = None
+    if noise:
+        row[:, 5] = 1.0
+        array = np.full((n, 4, 3, 8, 8), noise, dtype=np.float32)
+    denoising.step(np.array(timesteps), row, np.linspace(0, 3, n).astype(np.float32), array)
+
+
+def denoise(runner: Runner) -> list[np.ndarray]:
+    """Segments that come and go, with and without noise; what each leaves with."""
+    left = []
+    batch = runner.start(segments(3, seed=1))
+    step(batch, [90, 50, 30])
+    batch.join(segments(2, seed=2))
+    step(batch, [80, 40, 20, 90, 70], noise=0.5)
+    step(batch, [70, 30, 10, 80, 60])
+    left.append(batch.latents([1, 4]))
+    batch.keep([3, 0, 2])
+    step(batch, [70, 60, 5])
+    batch.join(segments(1, seed=3))
+    step(batch, [60, 50, 3, 90])
+    left.append(batch.latents([0, 1, 2, 3]))
+    batch.keep([2])
+    step(batch, [1], noise=0.25)
+    step(batch, [0])
+    left.append(batch.latents([0]))
+    return left
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("batches", [(1,), (1, 2), (2, 4), (8,)])
+def test_segments_are_denoised_as_by_onnx_runtime_whatever_the_buckets(
+    own_bundle: Path, reference: OnnxRuntimeRunner, runtime: str, batches: tuple[int, ...]
+) -> None:
+    machine = Machine(own_bundle, runtime)
+    machine.add_plans(batches, "NVIDIA Fake")
+    runner = machine.runner()
+    for found, expected in zip(denoise(runner), denoise(reference), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert {batch for graph, batch in machine.trt.executed if graph == "step"} <= set(batches)
+
+
+def test_graphs_that_take_and_give_arrays_answer_as_onnx_runtime(
+    machine: Machine, reference: OnnxRuntimeRunner
+) -> None:
+    runner = machine.runner()
+    tokens = np.arange(15).reshape(5, 3) % 8
+    np.testing.assert_array_equal(runner.encode_text(tokens), reference.encode_text(tokens))
+    latents = segments(3).x
+    video = reference.decode(latents)
+    np.testing.assert_array_equal(runner.decode(latents), video)
+    np.testing.assert_array_equal(runner.encode(video), reference.encode(video))
+    np.testing.assert_array_equal(runner.decode(latents[1:2]), video[1:2])
+    assert [batch for graph, batch in machine.trt.executed if graph == "text"] == [2, 2, 1]
+
+
+def test_after_its_first_run_a_bucket_is_one_launch_and_nothing_waits_between_steps(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(2))
+    step(batch, [90, 80])
+    machine.cuda.calls.clear()
+    queued = len(machine.trt.queued)
+    for timestep in (70, 60, 50):
+        step(batch, [timestep, timestep])
+    names = machine.cuda.names()
+    assert names.count("cudaGraphLaunch") == 3
+    assert len(machine.trt.queued) == queued, "nothing but the recording is launched"
+    assert "cudaStreamSynchronize" not in names
+    assert names.count("cudaMemcpyAsync") == 9, "timestep, coefficients and guidance alone go to the device"
+    assert "cudaMalloc" not in names
+    batch.latents([0])
+    assert machine.trt.executed.count(("step", 2)) == 4
+
+
+def test_what_cannot_be_captured_runs_without_a_recording(own_bundle: Path, reference: OnnxRuntimeRunner) -> None:
+    machine = Machine(own_bundle, "tensorrt-rtx")
+    machine.trt.capturable = False
+    for found, expected in zip(denoise(machine.runner()), denoise(reference), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert "cudaStreamBeginCapture" not in machine.cuda.names()
+
+
+def test_a_batch_that_is_dropped_gives_its_memory_to_the_next(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(2))
+    step(batch, [90, 80])
+    first = batch.latents([0, 1])
+    del batch
+    gc.collect()
+    machine.cuda.calls.clear()
+    again = runner.start(segments(2))
+    step(again, [90, 80])
+    assert "cudaMalloc" not in machine.cuda.names()
+    np.testing.assert_array_equal(again.latents([0, 1]), first), "nothing of the last batch is left in it"
+
+
+def test_segments_that_come_and_go_need_no_more_memory_each_time(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(2))
+    for turn in range(4):
+        if turn == 2:
+            machine.cuda.calls.clear()
+        batch.join(segments(1))
+        step(batch, [3, 2, 1])
+        batch.keep([2, 0])
+        step(batch, [0, 2])
+    assert "cudaMalloc" not in machine.cuda.names()
+
+
+def test_the_first_run_is_over_before_it_is_recorded(machine: Machine) -> None:
+    runner = machine.runner()
+    machine.cuda.calls.clear()
+    batch = runner.start(segments(2))
+    step(batch, [90, 80])
+    names = machine.cuda.names()
+    recorded = [index for index, name in enumerate(names) if name == "cudaStreamBeginCapture"]
+    assert len(recorded) == 2
+    assert all(names[index - 1] == "cudaStreamSynchronize" for index in recorded)
+
+
+def test_batches_that_live_at_the_same_time_do_not_share_memory(machine: Machine) -> None:
+    runner = machine.runner()
+    one, two = runner.start(segments(2, seed=1)), runner.start(segments(2, seed=2))
+    np.testing.assert_array_equal(one.latents([0, 1]), segments(2, seed=1).x)
+    np.testing.assert_array_equal(two.latents([0, 1]), segments(2, seed=2).x)
+
+
+def test_closing_frees_everything(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(3))
+    step(batch, [1, 2, 3])
+    runner.decode(segments(1).x)
+    runner.close()
+    del batch
+    gc.collect()
+    assert not machine.cuda.live
+
+
+def test_text_and_encode_are_loaded_at_their_first_use(machine: Machine) -> None:
+    loaded: list[str] = []
+    load = TensorRTRunner._load
+
+    def recorded(self: TensorRTRunner, graphs: tuple[str, ...]) -> None:
+        loaded.extend(graphs)
+        load(self, graphs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorRTRunner, "_load", recorded)
+        runner = machine.runner()
+        assert loaded == ["prepare", "step", "decode"]
+        runner.encode_text(np.zeros((1, 3), dtype=np.int64))
+    assert loaded[3:] == ["text"]
+
+
+def wrong_rows(graph: str, batch: int, outputs: dict[str, np.ndarray]) -> None:
+    """Wrong in the second row of a batch of two, as was seen of TensorRT."""
+    if graph == "step" and batch == 2:
+        outputs["x_next"][1] *= 1.05
+
+
+def test_a_plan_that_nobody_verified_is_compared_before_it_is_used_and_that_is_kept(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, "tensorrt-rtx", accepted_on="")
+    machine.runner().close()
+    compared = len(machine.trt.executed)
+    assert {graph for graph, _ in machine.trt.executed} == {"prepare", "step", "decode"}
+    assert {batch for _, batch in machine.trt.executed} == set(BATCHES)
+    runner = machine.runner()
+    assert len(machine.trt.executed) == compared, "it was accepted before"
+    runner.encode_text(np.zeros((1, 3), dtype=np.int64))
+    assert len(machine.trt.executed) > compared + 1
+
+
+@pytest.mark.parametrize("accepted_on", ["", "NVIDIA Other"])
+def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(own_bundle: Path, accepted_on: str) -> None:
+    machine = Machine(own_bundle, accepted_on=accepted_on)
+    machine.trt.change = wrong_rows
+    for _ in range(2):
+        with pytest.raises(PlanRefused, match="graph step, output x_next, batch 2, row 1"):
+            machine.runner()
+        assert not machine.cuda.live
+    machine.trt.change = lambda *_: None
+    machine.runner()
+
+
+def test_what_was_accepted_on_one_gpu_is_not_on_another(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, accepted_on="")
+    machine.runner().close()
+    before = len(machine.trt.executed)
+    bundle, plan = Bundle.open(own_bundle), machine.plans[0]
+    runs: list[int] = []
+
+    def execute(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        runs.append(1)
+        raise PlanRefused("compared")
+
+    with pytest.raises(PlanRefused, match="compared"):
+        tensorrt_acceptance.ensure_accepted(
+            bundle, plan, "NVIDIA Other", execute, tensorrt_acceptance.Reference(bundle)
+        )  # type: ignore[arg-type]
+    assert runs == [1]
+    assert len(machine.trt.executed) == before
+
+
+def test_an_unverified_plan_without_onnx_runtime_says_what_is_missing(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> OnnxRuntimeRunner:
+        raise InputError(expected="onnxruntime", found="none", fix="install it")
+
+    machine = Machine(own_bundle, accepted_on="")
+    monkeypatch.setattr(tensorrt_acceptance, "OnnxRuntimeRunner", missing)
+    with pytest.raises(InputError, match=r"onnxruntime, to verify the plan of .*; found none; install it"):
+        machine.runner()
+
+
+def test_an_unverified_plan_of_a_bfloat16_bundle_is_not_used(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, accepted_on="")
+    opened = Bundle.open(own_bundle)
+    bundle = replace(opened, manifest=replace(opened.manifest, precision="bf16"))
+
+    def execute(_: object) -> dict[str, np.ndarray]:
+        raise AssertionError("there is nothing to compare it with")
+
+    with pytest.raises(InputError, match=r"to verify the plan of .*; found bf16 in .*--precision"):
+        tensorrt_acceptance.ensure_accepted(
+            bundle, machine.plans[0], "NVIDIA Fake", execute, tensorrt_acceptance.Reference(bundle)
+        )
+
+
+def test_the_device_is_opened_by_its_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_cuda, "load_cuda", lambda: machine.cuda)
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda runtime: machine.trt)
+    bundle = Bundle.open(machine.folder)
+    workers, runners = opening.open_local(bundle, parse_devices("tensorrt"))
+    assert isinstance(runners[0], TensorRTRunner)
+    assert [(each.name, each.processor) for each in workers] == [("tensorrt:0", "NVIDIA Fake, tensorrt 11.4.0")]
+    runners[0].close()
+    assert not machine.cuda.live
+    with pytest.raises(InputError, match="--target tensorrt-rtx"):
+        opening.open_local(bundle, parse_devices("tensorrt-rtx"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda machine: setattr(machine.trt, "__version__", "11.5.0"), "one for tensorrt 11.4.0"),
+        (lambda machine: setattr(machine.cuda, "capability", (10, 0)), "one for SM 90"),
+    ],
+)
+def test_another_version_or_gpu_than_the_plans_is_refused(
+    machine: Machine, change: Callable[[Machine], None], found: str
+) -> None:
+    change(machine)
+    with pytest.raises(InputError, match=f"{found}; run nuwaxl-export .* --target tensorrt, on this machine"):
+        machine.runner()
+    assert not machine.cuda.live
+
+
+def test_an_engine_that_is_not_what_the_manifest_says_is_refused(machine: Machine) -> None:
+    bundle = Bundle.open(machine.folder)
+    for graph, batches, message in (
+        ("decode", BATCHES, "other tensors"),
+        ("prepare", (1, 4), r"of shapes .* in profile 1"),
+        ("prepare", (1,), "1 profiles"),
+    ):
+        plan = next(plan for plan in machine.plans if plan.graph == "prepare")
+        (machine.folder / plan.file).write_bytes(plan_bytes(bundle.file(graph), batches))
+        write_plans(machine.folder, machine.plans)
+        with pytest.raises(InputError, match=message):
+            machine.runner()
+    machine.trt.refuse = True
+    with pytest.raises(InputError, match="TensorRT refused to load it"):
+        machine.runner()
+
+
+def test_plans_without_a_common_batch_are_refused(machine: Machine) -> None:
+    others = machine.add_plans((4,), "NVIDIA Fake")
+    mixed = [new if new.graph == "step" else old for new, old in zip(others, machine.plans, strict=True)]
+    write_plans(machine.folder, mixed)
+    with pytest.raises(InputError, match=r"with a batch in common; found \(1, 2\) and \(4,\)"):
+        machine.runner()
+
+
+def test_a_call_that_tensorrt_refuses_is_an_error(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(2))
+    with pytest.MonkeyPatch.context() as patch:
+        from . import fake_tensorrt
+
+        patch.setattr(fake_tensorrt._Context, "execute_async_v3", lambda self, stream: False)
+        with pytest.raises(RenderError, match="execute_async_v3"):
+            step(batch, [1, 2])
+
+
+def test_tensorrt_rtx_starts_with_what_it_compiled_before(own_bundle: Path, tmp_path: Path) -> None:
+    machine = Machine(own_bundle, "tensorrt-rtx")
+    machine.runner().close()
+    assert machine.trt.caches == []
+    machine.runner()
+    assert machine.trt.caches == [b"compiled"] * 3
+    plain = Machine(own_bundle, "tensorrt")
+    plain.runner().close()
+    plain.runner()
+    assert plain.trt.caches == []
+
+
+def test_a_video_is_rendered_as_on_the_cpu(
+    machine: Machine, tiny_bundle: Path, story_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nuwaxl.engine import Story
+
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda runtime: machine.trt)
+    monkeypatch.setattr(tensorrt, "CudaDevice", lambda index: CudaDevice(index, machine.cuda))
+
+    def render(bundle: Path, devices: str) -> np.ndarray:
+        with Engine.open(bundle, devices=devices) as engine:
+            return np.concatenate([clip.frames for clip in engine.render(Story.load(story_file), frames=25, seed=1)])
+
+    on_cpu = render(tiny_bundle, "cpu").astype(int)
+    assert np.abs(render(machine.folder, "tensorrt:0") - on_cpu).max() <= 1
+    assert ("step", 2) in machine.trt.executed
+    assert not machine.cuda.live
+
+
+def test_rows_go_into_full_buckets_of_the_largest_and_the_smallest_that_holds_the_rest() -> None:
+    assert split(1, (1, 4, 8)) == [(1, 1)]
+    assert split(3, (1, 4, 8)) == [(4, 3)]
+    assert split(21, (8, 1, 4)) == [(8, 8), (8, 8), (8, 5)]
+    assert split(16, (4, 8)) == [(8, 8), (8, 8)]
+
+
+def test_bfloat16_is_rounded_to_the_nearest_even_and_read_back() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [
+            rng.standard_normal(10_000) * 10.0 ** rng.integers(-30, 30, 10_000),
+            [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1.00390625, 1.01171875, 1e-45],
+        ]
+    ).astype(np.float32)
+    expected = torch.tensor(values).to(torch.bfloat16)
+    stored = to_stored(values, "bfloat16")
+    assert stored.dtype == np.uint16
+    np.testing.assert_array_equal(from_stored(stored, "bfloat16"), expected.float().numpy())
+
+
+def test_a_tensor_is_stored_in_the_type_of_its_spec() -> None:
+    spec = TensorSpec("x", ("batch", 2), "float16")
+    assert to_stored(np.ones((3, 2), np.float32), spec.dtype).dtype == np.float16
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_a_missing_package_is_named_with_its_extra(own_bundle: Path, runtime: str) -> None:
+    if importlib.util.find_spec("tensorrt") is not None or runtime == "tensorrt-rtx":
+        import nuwaxl.engine.runners.tensorrt_module as module
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+            with pytest.raises(InputError, match=rf"nuwaxl\[{runtime}\]"):
+                Engine.open(own_bundle, devices=f"{runtime}:0")
+        return
+    with pytest.raises(InputError, match=r"the package tensorrt; found .*nuwaxl\[tensorrt\]"):
+        Engine.open(own_bundle, devices="tensorrt:0")
