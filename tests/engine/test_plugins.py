@@ -68,7 +68,7 @@ def test_a_render_on_it_gives_the_frames_of_the_engines_own(tiny_bundle: Path, s
     [
         ("toy:b", r"expected toy:a:1; found toy:b"),
         ("broken:0", r"what the runner 'broken' needs; found No module named 'a_package_that_nobody_has'"),
-        ("other:0", r"devices: cpu, cpu:N, cuda:I, ray, ray:N, broken:DEVICE, toy:DEVICE"),
+        ("other:0", r"devices: cpu, cpu:N, cuda:I, tensorrt:I, tensorrt-rtx:I, ray, ray:N, broken:DEVICE, toy:DEVICE"),
     ],
 )
 def test_what_cannot_be_had_is_refused_in_one_line(devices: str, message: str) -> None:
