@@ -26,7 +26,7 @@ SCENERIES = {
 }
 MARKS = (13.0, 32.0, 51.0)  # pixels from the left edge
 _MARK_PHRASES = ("on the left", "in the middle", "on the right")
-JUMP_PERIOD = 20  # frames
+JUMP_PERIOD = 40  # frames
 
 
 @dataclass(frozen=True)
@@ -168,5 +168,6 @@ def _duration(acts: tuple[Act, ...], rng: np.random.Generator) -> int:
     for act in acts:
         if act.action == "walks":
             return round(abs(MARKS[act.end] - MARKS[act.start]) / rng.uniform(0.5, 0.8))
-    frames = int(rng.integers(20, 91))
-    return frames - frames % JUMP_PERIOD if any(act.action == "jumps" for act in acts) else frames
+    if any(act.action == "jumps" for act in acts):
+        return JUMP_PERIOD * int(rng.integers(1, 3))
+    return int(rng.integers(20, 91))
