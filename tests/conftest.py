@@ -1,5 +1,6 @@
 """What every test folder shares: where gpu tests run, and how hypothesis searches."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nuwaxl")
 
+# Triton reads this when it is imported, which any test may do before those of the kernels: it interprets them on the CPU.
+_HAS_GPU = Path("/dev/nvidiactl").exists()
+if not _HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # What reads or writes video files; a GPU machine may have no PyAV, and its tests must still be found.
 _OF_VIDEOS = ["bench/test_cli.py", "bench/test_story.py", "engine/test_cli.py", "engine/test_jobs.py"]
 _OF_VIDEOS += ["engine/test_mp4.py", "train"]
@@ -18,7 +24,7 @@ collect_ignore = [] if find_spec("av") else _OF_VIDEOS
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked gpu on a machine without an NVIDIA device."""
-    if Path("/dev/nvidiactl").exists():
+    if _HAS_GPU:
         return
     for item in items:
         if item.get_closest_marker("gpu"):

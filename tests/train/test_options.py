@@ -18,7 +18,7 @@ from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.recompute import recompute_layers
 from nuwaxl.train.task import Objective, Task
 from nuwaxl.train.update import TrainingError, Update
-from tests.train.small import WITHOUT_GRADIENT, mtd_task, run_config, tklvae_task, write_tklvae
+from tests.train.small import mtd_task, run_config, tklvae_task, write_tklvae
 from tests.train.tiny import MTD_TINY, mtd_inputs, randomise
 
 
@@ -61,12 +61,18 @@ def test_parts_learn_what_the_whole_batch_learns(cartoons: Path, encoded: Path, 
     """Weights to 1e-5, and gradients but for the rounding of sums over all pixels."""
     whole, in_parts = (tasks(cartoons, encoded, tmp_path) for _ in range(2))
     for one, other in zip(whole, in_parts, strict=True):
-        assert_same(gradients(other, accumulation=4), gradients(one), 5e-4)
+        found, expected = gradients(other, accumulation=4), gradients(one)
+        assert_same(found, expected, 5e-4)
+        # AdamW divides a gradient by its own size: where that is rounding alone, the step is too.
+        least = 1e-6 * max(float(tensor.abs().max()) for tensor in expected.values())
+        compared = 0
         for name, module in one.modules.items():
             moved = other.modules[name].state_dict()
             for key, tensor in module.state_dict().items():
-                if not key.endswith(WITHOUT_GRADIENT):
-                    torch.testing.assert_close(moved[key], tensor, rtol=0, atol=1e-5, msg=f"{name}.{key}")
+                firm = expected.get(f"{name}.{key}", torch.full_like(tensor, torch.inf)).abs() > least
+                compared += int(firm.sum())
+                torch.testing.assert_close(moved[key][firm], tensor[firm], rtol=0, atol=1e-5, msg=f"{name}.{key}")
+        assert compared > 0.8 * sum(tensor.numel() for tensor in expected.values())
 
 
 def test_gradient_checkpointing_changes_no_gradient(cartoons: Path, encoded: Path, tmp_path: Path) -> None:
