@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nuwaxl")
 
-# Triton reads this when it is imported, which any test may do before those of the kernels: it interprets them on the CPU.
+# Triton reads this when it is imported, which any test may do before those of the kernels: it interprets on the CPU.
 _HAS_GPU = Path("/dev/nvidiactl").exists()
 if not _HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
