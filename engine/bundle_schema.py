@@ -39,6 +39,11 @@ class Network:
     prompt_dim: int  # [d_p]
     decode_overlap: int  # context frames dropped on each side of a decode window
 
+    @property
+    def large(self) -> bool:
+        """Whether a segment has more than 2^19 pixels: on a CPU to decode one takes gigabytes and a minute."""
+        return self.length * self.height * self.width > 2**19
+
 
 @dataclass(frozen=True)
 class Diffusion:

@@ -15,6 +15,7 @@ from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.errors import InputError
 
 _PRECISIONS = ("fp32", "fp16")
+_OF_PICTURES = ("decode", "encode")
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 
 
@@ -38,7 +39,7 @@ class OnnxRuntimeRunner:
             )
         self._runtime = load_onnxruntime()
         self._bundle = bundle
-        self._options = self._session_options(worker)
+        self._worker = worker
         self._sessions: dict[str, Any] = {}
         for name in ("prepare", "step", "decode"):
             self._session(name)
@@ -93,7 +94,7 @@ class OnnxRuntimeRunner:
             path = self._bundle.file(name)
             try:
                 self._sessions[name] = self._runtime.InferenceSession(
-                    str(path), sess_options=self._options, providers=["CPUExecutionProvider"]
+                    str(path), sess_options=self._session_options(name), providers=["CPUExecutionProvider"]
                 )
             except Exception as error:  # ONNX Runtime's errors have no common base class
                 raise InputError(
@@ -119,14 +120,16 @@ class OnnxRuntimeRunner:
                     fix="export the bundle again",
                 )
 
-    def _session_options(self, worker: Worker) -> Any:
+    def _session_options(self, graph: str) -> Any:
         options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = worker.threads
+        options.intra_op_num_threads = self._worker.threads
         options.inter_op_num_threads = 1
         # Plans of the memory of one batch size do not fit the next: without them the peak was a fifth lower.
         options.enable_mem_pattern = False
+        # The arena keeps what it ever took, in pieces that fit no other shape: of large pictures twice what is needed.
+        options.enable_cpu_mem_arena = not (self._bundle.manifest.network.large and graph in _OF_PICTURES)
         # Spinning threads of one worker take the cores from another.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if worker.alone else "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._worker.alone else "0")
         return options
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners.base import Denoising, Segments
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
@@ -113,8 +114,9 @@ def test_segments_that_join_and_leave_between_steps_are_denoised_as_they_would_b
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_worker_has_its_threads_which_spin_only_where_it_is_alone(tiny_bundle: Path, threads: int) -> None:
     runner = OnnxRuntimeRunner(Bundle.open(tiny_bundle), Worker("cpu#0", threads, alone=threads == 1))
-    assert (runner._options.intra_op_num_threads, runner._options.inter_op_num_threads) == (threads, 1)
-    spinning = runner._options.get_session_config_entry("session.intra_op.allow_spinning")
+    options = runner._session_options("step")
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+    spinning = options.get_session_config_entry("session.intra_op.allow_spinning")
     assert spinning == ("1" if threads == 1 else "0")
 
 
@@ -172,3 +174,22 @@ def test_a_missing_onnxruntime_is_one_line_that_names_the_extra(tiny_bundle: Pat
     assert "nuwaxl[cpu]" in done.stderr
     assert "nuwaxl[cuda]" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_large_pictures_are_decoded_without_an_arena(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    import onnxruntime
+
+    arenas: dict[str, bool] = {}
+    session = onnxruntime.InferenceSession
+
+    def noted(path: str, sess_options: onnxruntime.SessionOptions, **rest: object) -> object:
+        arenas[Path(path).stem] = sess_options.enable_cpu_mem_arena
+        return session(path, sess_options=sess_options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    monkeypatch.setattr(Network, "large", large)
+    OnnxRuntimeRunner(Bundle.open(tiny_bundle), WORKER)
+    assert arenas == {"prepare": True, "step": True, "decode": not large}
