@@ -60,6 +60,8 @@ _VAE_FIXED: Mapping[str, Any] = {
     "use_quant_conv": True,
 }
 _TEXT_FIXED: Mapping[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+# Which sampler the folder names, and with what options, is no matter: the noise schedule is.
+_SCHEDULER_FIXED: Mapping[str, Any] = {"trained_betas": None}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -157,15 +159,19 @@ def tklvae_config(folder: Path) -> TKLVAEConfig:
     )
 
 
+def _number(table: Mapping[str, Any], key: str, path: Path, default: float) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refuse(path, key, "a number", value)
+    return float(value)
+
+
 def latent_statistics(folder: Path) -> tuple[float, float]:
     """The shift and scale of the latents that the U-Net was trained on: x_0 = (mean - shift) * scale."""
     path = folder / "vae" / "config.json"
     table = read_json(path)
-    shift, scale = table.get("shift_factor"), table.get("scaling_factor", 0.18215)
-    for key, value in (("shift_factor", shift or 0.0), ("scaling_factor", scale)):
-        if not isinstance(value, int | float):
-            raise _refuse(path, key, "a number", value)
-    return float(shift or 0.0), float(scale)
+    shift = 0.0 if table.get("shift_factor") is None else _number(table, "shift_factor", path, 0.0)
+    return shift, _number(table, "scaling_factor", path, 0.18215)
 
 
 def text_config(folder: Path) -> TextConfig:
@@ -187,17 +193,24 @@ def diffusion_config(folder: Path) -> DiffusionConfig:
     if not path.is_file():
         return DiffusionConfig()
     table = read_json(path)
+    _check(table, _SCHEDULER_FIXED, path)
     schedules = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
     predictions = {"epsilon": "eps", "v_prediction": "v"}
     schedule, prediction = table.get("beta_schedule", "linear"), table.get("prediction_type", "epsilon")
     for key, value, known in (("beta_schedule", schedule, schedules), ("prediction_type", prediction, predictions)):
         if value not in known:
             raise _refuse(path, key, f"one of {sorted(known)}", value)
+    schedule = schedules[schedule]
+    if table.get("rescale_betas_zero_snr"):
+        if (schedule, prediction) != ("scaled_linear", "v_prediction"):
+            expected = 'false, or beta_schedule "scaled_linear" and prediction_type "v_prediction"'
+            raise _refuse(path, "rescale_betas_zero_snr", expected, True)
+        schedule = "zero_terminal_snr"
     return DiffusionConfig(
         train_steps=_whole(table, "num_train_timesteps", path, 1000),
-        schedule=schedules[schedule],  # type: ignore[arg-type]
-        beta_start=table.get("beta_start", 0.0001),
-        beta_end=table.get("beta_end", 0.02),
+        schedule=schedule,
+        beta_start=_number(table, "beta_start", path, 0.0001),
+        beta_end=_number(table, "beta_end", path, 0.02),
         prediction=predictions[prediction],  # type: ignore[arg-type]
     )
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from nuwaxl.export.model import load_model
 from nuwaxl.train import checkpoint
 from nuwaxl.train.cli import main
-from nuwaxl.train.config import ModelConfig
+from nuwaxl.train.config import DiffusionConfig, ModelConfig
 from tests.train.sd_folder import save_sd
 from tests.train.test_cli import run_table
 
@@ -193,11 +193,63 @@ def test_pickled_weights_a_taken_folder_and_odd_sizes_are_refused(
     assert "a multiple of 16" in capsys.readouterr().err
 
 
-def test_the_scheduler_gives_the_diffusion(copy: Path) -> None:
-    (copy / "scheduler").mkdir()
-    table = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "num_train_timesteps": 500}
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(table))
+# As Stable Diffusion 1.5 has it.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+def write_scheduler(folder: Path, **changes: object) -> None:
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**SCHEDULER, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, DiffusionConfig(1000, "scaled_linear", 0.00085, 0.012, "eps")),
+        (
+            {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "num_train_timesteps": 500},
+            DiffusionConfig(500, "cosine", 0.00085, 0.012, "v"),
+        ),
+        ({"beta_schedule": "linear", "beta_start": 0.0001}, DiffusionConfig(1000, "linear", 0.0001, 0.012, "eps")),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            DiffusionConfig(1000, "zero_terminal_snr", 0.00085, 0.012, "v"),
+        ),
+    ],
+)
+def test_the_scheduler_gives_the_diffusion(copy: Path, changes: dict[str, object], expected: DiffusionConfig) -> None:
+    write_scheduler(copy, **changes)
     out = copy.parent / "out"
     assert main(["init", "--from", str(copy), str(out), *SIZE]) == 0
-    found = ModelConfig.load(out / "config.json").diffusion
-    assert (found.schedule, found.prediction, found.train_steps) == ("cosine", "v", 500)
+    assert ModelConfig.load(out / "config.json").diffusion == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trained_betas", [0.1, 0.2]),
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "sample"),
+        ("beta_start", "small"),
+        ("rescale_betas_zero_snr", True),
+    ],
+)
+def test_another_noise_schedule_is_refused_by_the_name_of_its_key(
+    copy: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    write_scheduler(copy, **{key: value})
+    error = refused(copy, capsys)
+    assert key in error
+    assert "scheduler/scheduler_config.json" in error
