@@ -13,12 +13,13 @@ from torch import Tensor
 
 from nuwaxl.kernels import checks, reference
 
+_TRITON = find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def on_triton(tensor: Tensor) -> bool:
     """Whether the operators run a tensor on Triton."""
-    return tensor.is_cuda and tensor.dtype in _TRITON_DTYPES and find_spec("triton") is not None
+    return _TRITON and tensor.is_cuda and tensor.dtype in _TRITON_DTYPES
 
 
 @torch.library.custom_op("nuwaxl::temporal_attention", mutates_args=())

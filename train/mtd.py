@@ -125,7 +125,7 @@ class MTDTask:
         if run.gradient_checkpointing:
             recompute_layers(self.mtd)
             recompute_layers(self.text)
-        self.network = torch.compile(self.mtd) if run.compile else self.mtd
+        self.network = torch.compile(self.mtd, fullgraph=True, dynamic=False) if run.compile else self.mtd
         self.forward_process = ForwardProcess(self.config.diffusion, self.device)
         self.modules: dict[str, nn.Module] = {"mtd": self.mtd, "text": self.text}
 

@@ -6,11 +6,8 @@ cheapest share of a batch that was measured, no scheduling, no preparation, no t
 """
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -70,19 +67,9 @@ def measure(
         news(figures | _total(work, figures))
 
 
-@contextmanager
-def _without_operators() -> Iterator[None]:
+def _without_operators() -> Any:
     """Keep the networks from the operators, which they call by themselves on a GPU."""
-
-    def never(*_: object) -> bool:
-        return False
-
-    layout = "nuwaxl.train.networks.layout"
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(ops, "on_triton", never))
-        if find_spec(layout) is not None:
-            stack.enter_context(patch.object(import_module(layout), "asked", never))
-        yield
+    return patch.object(ops, "on_triton", lambda *_: False)
 
 
 class _NoOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]

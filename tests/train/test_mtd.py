@@ -184,3 +184,9 @@ def test_three_levels_with_attention_on_some() -> None:
     network = randomised(config)
     inputs = mtd_inputs(1, config)
     assert network(**inputs).shape == inputs["x"].shape
+
+
+def test_torch_compile_traces_it_in_one_graph() -> None:
+    network, inputs = randomised(), mtd_inputs(2)
+    traced = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.equal(traced(**inputs), network(**inputs))

@@ -114,6 +114,12 @@ def test_compile_and_gradient_checkpointing_exclude_each_other(cartoons: Path, e
         mtd_task(run, encoded)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_has_the_gradients_of_the_plain_one(cartoons: Path, encoded: Path, tmp_path: Path) -> None:
+    plain, compiled = (mtd_task(run_config(cartoons, tmp_path, compile=compile), encoded) for compile in (False, True))
+    assert_same(gradients(compiled, compile=True), gradients(plain), 1e-4)
+
+
 def test_bf16_computes_the_networks_in_bf16_and_keeps_weights_and_losses_in_float32(
     cartoons: Path, encoded: Path, tmp_path: Path
 ) -> None:

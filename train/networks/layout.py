@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +14,27 @@ from torch.nn import functional as F
 
 from nuwaxl.kernels import ops
 
-_asked: ContextVar[bool] = ContextVar("operators asked for", default=False)
+_asked = False  # a plain variable, so that torch.compile traces the networks in one graph
 
 
 @contextmanager
 def operators() -> Iterator[None]:
-    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway."""
-    token = _asked.set(True)
+    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway.
+
+    It is of the whole process, all of its threads.
+    """
+    global _asked
+    before, _asked = _asked, True
     try:
         yield
     finally:
-        _asked.reset(token)
-
-
-def asked() -> bool:
-    """Whether this is within `operators`."""
-    return _asked.get()
+        _asked = before
 
 
 def use_operator(x: Tensor, *parameters: Tensor | None, gradient: bool = False) -> bool:
     """Whether an operator computes this: where it is asked for, or Triton runs it; one without a gradient only where
     none is wanted."""
-    if asked():
+    if _asked:
         return True
     if not ops.on_triton(x):
         return False
@@ -58,7 +56,7 @@ def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm."""
     if not isinstance(norm, nn.GroupNorm):
         return F.silu(norm(x))
-    in_place = asked() or x.is_contiguous(memory_format=torch.channels_last)
+    in_place = _asked or x.is_contiguous(memory_format=torch.channels_last)
     if not (in_place and use_operator(x, norm.weight, norm.bias)):
         return F.silu(norm(x))
     weight, bias = (parameter.to(x.dtype) for parameter in (norm.weight, norm.bias))
