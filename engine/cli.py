@@ -9,6 +9,7 @@ from time import perf_counter
 
 from nuwaxl.cli import Parser, non_negative_float, positive_int, run, say, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
+from nuwaxl.engine.devices import DEVICES_HELP
 from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs, summary
 from nuwaxl.engine.mp4 import check_output
@@ -70,10 +71,9 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         default="cpu",
         metavar="LIST",
-        help="cpu: one worker with all cores; cpu:2: two that share them; cuda:0,cuda:1: two GPUs; "
-        "ray: every device of a Ray cluster; ray:2: two of them",
+        help=DEVICES_HELP,
     )
-    parser.add_argument("--tf32", action="store_true", help="let GPUs round the factors of float32 products: faster")
+    parser.add_argument("--tf32", action="store_true", help="let cuda:I round the factors of float32 products: faster")
     parser.add_argument("--seed", type=seed, metavar="N", help="seed of the noise (default: the story's, else 0)")
     parser.add_argument(
         "--steps", type=positive_int, metavar="N", help="denoising steps a segment (default: the bundle's)"

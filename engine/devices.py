@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,12 @@ _AVAILABLE = (
     'use "cpu" for one worker, "cpu:N" for N workers that share the cores, "cuda:I" for the GPU of number I, '
     '"tensorrt:I" or "tensorrt-rtx:I" for the same with the bundle\'s plans, '
     'or, alone, "ray" or "ray:N" for those of a Ray cluster'
+)
+# What --help says of a device list.
+DEVICES_HELP = (
+    "cpu: one worker with all cores; cpu:2: two that share them; cuda:0,cuda:1: two GPUs; tensorrt:0, tensorrt-rtx:0: "
+    "a GPU with the bundle's plans; torch:cuda:0, torch:cpu: through PyTorch (docs/gpu.md); "
+    "ray: every device of a Ray cluster; ray:2: two of them"
 )
 
 
@@ -66,6 +73,9 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
     workers, the cores split evenly; "cuda" is "cuda:0"; each of a plugin's devices is one. Whether there is such a GPU
     is seen when its runner is opened.
 
+    A GPU serves one worker, whatever runs it: two of them would take turns there, each with the weights and with its
+    measured costs as if it were alone.
+
     Raises:
         InputError: an unknown device, no worker, a GPU twice, or more than MAX_WORKERS.
     """
@@ -73,10 +83,14 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
     on_cpu = 0
     gpus: list[tuple[DeviceKind, int]] = []
     plugins: list[str] = []
+    taken: dict[int, str] = {}  # GPUs, and what asked for them
     for item in devices.split(",") if isinstance(devices, str) else [repr(devices)]:
         item = item.strip()
         if item.partition(":")[0] in plugin_names():
             plugins.append(item)
+            # As CUDA's own devices are called; a plugin may have others.
+            if named := re.search(r":cuda(?::([0-9]{1,18}))?(?![^/])", item):
+                _take(taken, int(named[1] or 0), item)
             continue
         match = re.fullmatch(rf"(cpu|{'|'.join(GPU_KINDS)})(?::([0-9]{{1,18}}))?", item)
         if match is None:
@@ -89,10 +103,8 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
                 raise InputError(expected="devices: at least one worker", found=item, fix=_AVAILABLE)
             on_cpu += 1 if number is None else number
         else:
-            gpu = (next(kind for kind in GPU_KINDS if kind == match[1]), number or 0)
-            if gpu in gpus:
-                raise InputError(expected="devices: every GPU once", found=f"{devices}", fix=_AVAILABLE)
-            gpus.append(gpu)
+            _take(taken, number or 0, item)
+            gpus.append((next(kind for kind in GPU_KINDS if kind == match[1]), number or 0))
     count = on_cpu + len(gpus) + len(plugins)
     if count > MAX_WORKERS:
         raise InputError(
@@ -114,6 +126,32 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
         for i, device in enumerate(plugins)
     ]
     return (*own, *others)
+
+
+def _take(taken: dict[int, str], gpu: int, item: str) -> None:
+    if gpu in taken:
+        raise InputError(
+            expected="devices: every GPU once",
+            found=f"{taken[gpu]} and {item}, both GPU {gpu}",
+            fix="leave one of them out, or name another GPU",
+        )
+    taken[gpu] = item
+
+
+def check_tf32(devices: str, workers: Sequence[Worker]) -> None:
+    """Refuse TF32 for workers of a device list that cannot be told: only ONNX Runtime's CUDA provider is, at its start.
+
+    Raises:
+        InputError: no worker, or not every one that is not a CPU, is such.
+    """
+    elsewhere = [worker for worker in workers if worker.plugin is not None or worker.kind not in ("cpu", "cuda")]
+    if elsewhere or not any(worker.kind == "cuda" for worker in workers):
+        raise InputError(
+            expected="TF32 for devices cuda:I",
+            found=f"devices {devices}",
+            fix="leave --tf32 (tf32=True) out: plans of TensorRT are built without TF32, torch:cuda:I takes a type "
+            "after a slash, and a processor and Ray's devices compute in float32",
+        )
 
 
 @dataclass(frozen=True)

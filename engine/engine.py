@@ -12,7 +12,7 @@ from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import SamplerName
 from nuwaxl.engine.cancellation import Attempt
 from nuwaxl.engine.costs import device_costs
-from nuwaxl.engine.devices import Worker, parse_devices, parse_ray
+from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
 from nuwaxl.engine.render import Device, Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
@@ -58,9 +58,12 @@ class Engine:
 
         Args:
             bundle: a bundle's directory, a Bundle, or None for the demo bundle that ships in the package.
-            devices: "cpu" is one worker with all cores, "cpu:2" two that share them; "cuda:0,cuda:1" two GPUs; "ray"
-                is every device of a running Ray cluster, "ray:2" two of them (docs/ray.md).
-            tf32: let GPUs round the factors of float32 products to 10 bits of mantissa, which is faster; not on Ray.
+            devices: "cpu" is one worker with all cores, "cpu:2" two that share them; "cuda:0,cuda:1" two GPUs
+                (docs/cuda.md); "tensorrt:0" and "tensorrt-rtx:0" a GPU with the bundle's plans (docs/tensorrt.md);
+                "torch:cuda:0" and "torch:cpu" one through PyTorch, "torch:cuda:0/float16" in that type (docs/gpu.md);
+                "ray" is every device of a running Ray cluster, "ray:2" two of them (docs/ray.md).
+            tf32: let cuda:I round the factors of float32 products to 10 bits of mantissa, which is faster; refused with
+                other devices than those and cpu.
 
         Raises:
             InputError: a bundle that is damaged or too new, an unknown device, one that this machine does not have,
@@ -68,6 +71,8 @@ class Engine:
         """
         actors = parse_ray(devices)
         workers = () if actors else parse_devices(devices)
+        if tf32:
+            check_tf32(devices, workers)
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(demo_bundle() if bundle is None else bundle)
         if actors is None:

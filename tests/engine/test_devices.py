@@ -1,8 +1,15 @@
 """Device lists."""
 
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
 import pytest
 
-from nuwaxl.engine.devices import available_cores, parse_devices
+import nuwaxl.bench.cli
+import nuwaxl.engine.cli
+from nuwaxl.engine import Engine, devices
+from nuwaxl.engine.devices import GPU_KINDS, available_cores, check_tf32, parse_devices
+from nuwaxl.engine.runners.plugins import plugin_names
 from nuwaxl.errors import InputError
 
 
@@ -63,9 +70,60 @@ def test_a_gpu_with_plans_is_named_by_its_runtime() -> None:
     ]
 
 
-def test_a_gpu_named_twice_is_refused() -> None:
-    with pytest.raises(InputError, match="every GPU once; found cuda,cuda:0"):
-        parse_devices("cuda,cuda:0")
+@pytest.mark.parametrize(
+    ("asked", "both"),
+    [
+        ("cuda,cuda:0", "cuda and cuda:0"),
+        ("cuda:1,cpu,tensorrt:1", "cuda:1 and tensorrt:1"),
+        ("tensorrt:0,tensorrt-rtx:0", "tensorrt:0 and tensorrt-rtx:0"),
+        ("torch:cuda:0/float16,cuda:0", "torch:cuda:0/float16 and cuda:0"),
+        ("torch:cuda:1,torch:cuda:0,torch:cuda:1/eager", "torch:cuda:1 and torch:cuda:1/eager"),
+    ],
+)
+def test_a_gpu_named_twice_is_refused_whatever_runs_it(asked: str, both: str) -> None:
+    with pytest.raises(InputError, match=f"every GPU once; found {both}, both GPU"):
+        parse_devices(asked)
+
+
+@pytest.fixture
+def torch_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch had GPUs here."""
+    monkeypatch.setattr(devices, "plugin_for", lambda _: SimpleNamespace(processor=lambda device: device))
+
+
+def test_different_gpus_may_be_run_by_different_runtimes(torch_gpus: None) -> None:
+    found = parse_devices("torch:cuda:1,cuda:0,tensorrt:2,torch:cpu,torch:cpu")
+    assert sorted(worker.name for worker in found) == [
+        "cuda:0", "tensorrt:2", "torch:cpu#1", "torch:cpu#2", "torch:cuda:1#0"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["cuda:0", "cpu,cuda:1,cuda:0"])
+def test_tf32_is_for_the_cuda_provider(asked: str) -> None:
+    check_tf32(asked, parse_devices(asked))
+
+
+@pytest.mark.parametrize("asked", ["cpu", "tensorrt:0", "cuda:0,tensorrt-rtx:1", "cuda:0,torch:cuda:1", "ray"])
+def test_tf32_is_refused_where_it_would_do_nothing(asked: str, tiny_bundle: Path, torch_gpus: None) -> None:
+    with pytest.raises(InputError, match=f"TF32 for devices cuda:I; found devices {asked}; leave --tf32"):
+        Engine.open(tiny_bundle, devices=asked, tf32=True)
+
+
+@pytest.mark.parametrize("tool", [nuwaxl.engine.cli, nuwaxl.bench.cli])
+def test_help_names_every_form_of_device(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no word is broken
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for form in (
+        "cpu:2",
+        *(f"{kind}:0" for kind in (*GPU_KINDS, *(f"{name}:cuda" for name in plugin_names()))),
+        "ray:2",
+    ):
+        assert form in said
+        assert form in " ".join((Engine.open.__doc__ or "").split())
 
 
 def test_no_worker_and_very_many_are_refused() -> None:
