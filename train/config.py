@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Build the dataclass `cls` from a TOML or JSON table; lists become tuples, an unknown key is an InputError."""
+    require_table(table, where)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - known)
     if unknown:
@@ -63,6 +64,12 @@ def require(holds: bool, key: str, expected: str, found: object) -> None:
     """Raise InputError unless `holds`: `key`, with its table, was to be `expected`."""
     if not holds:
         raise InputError(expected=f"{key} to be {expected}", found=repr(found), fix=f"change {key}")
+
+
+def require_table(found: object, where: str) -> None:
+    """Raise InputError unless this is a table: a value or a list of tables can stand in its place in a file."""
+    if not isinstance(found, Mapping):
+        raise InputError(expected=f"a table {where}", found=repr(found), fix="give its keys below its name in brackets")
 
 
 def require_positive(config: object, table: str, *keys: str) -> None:
@@ -227,6 +234,7 @@ class ModelConfig:
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], where: str) -> Self:
+        require_table(tables, where)
         parts = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         unknown = sorted(set(tables) - set(parts))
         if unknown:

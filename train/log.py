@@ -25,7 +25,7 @@ class TrainingLog:
 
     def write(self, line: dict[str, float]) -> None:
         """`line` holds `step` and the figures after it."""
-        rounded = {name: float(f"{value:.6g}") for name, value in line.items()}
+        rounded = {name: value if name == "step" else float(f"{value:.6g}") for name, value in line.items()}
         self._file.write(json.dumps(rounded) + "\n")
         self._file.flush()
         if self._writer is not None:
@@ -69,7 +69,8 @@ def _writer(folder: Path, start: int):  # type: ignore[no-untyped-def]  # the ty
 def _forget_after(log: Path, step: int) -> None:
     if log.exists():
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        # A last line without its end is what a kill or a full disk left of it.
+        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
         partial = log.with_suffix(".partial")
         partial.write_text(kept, encoding="utf-8")
         partial.replace(log)

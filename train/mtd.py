@@ -100,6 +100,8 @@ class MTDTask:
 
         self.folder = EpisodeFolder(run.data, self.training.episodes)
         self._check_size()
+        # Before hours of encoding, not at the first step that draws the level.
+        self.folder.check_lengths(mtd.length, self.training.depth, self.training.depth_probabilities or None)
         # The text encoder's embeddings belong to the ids it was trained with: here before, or in `init`.
         own = Path(run.out) / "model" / "tokenizer.json"
         if own.exists() or self.training.init:

@@ -13,7 +13,7 @@ import torch
 
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_toml
-from nuwaxl.train.config import require, require_positive
+from nuwaxl.train.config import require, require_positive, require_table
 from nuwaxl.train.devices import torch_device
 
 
@@ -53,6 +53,7 @@ class RunConfig:
         require_positive(self, "run", *counts)
         for key in ("warmup", "weight_decay", "seed"):
             require(getattr(self, key) >= 0, f"[run] {key}", "0 or more", getattr(self, key))
+        require(self.seed < 2**63, "[run] seed", "below 2^63", self.seed)
         for key in ("learning_rate", "clip"):
             require(getattr(self, key) > 0, f"[run] {key}", "above 0", getattr(self, key))
         require(math.isfinite(self.learning_rate), "[run] learning_rate", "finite", self.learning_rate)
@@ -79,8 +80,11 @@ class RunConfig:
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """The tables of a training configuration. Raises InputError if it cannot be read."""
+    """The tables of a training configuration. Raises InputError if it cannot be read, or holds anything but tables."""
     try:
-        return parse_toml(path.read_text(encoding="utf-8"))
+        tables = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(expected=f"a TOML file at {path}", found=str(error), fix="correct it") from error
+    for name, table in tables.items():
+        require_table(table, f"[{name}] of {path}")
+    return tables

@@ -1,6 +1,7 @@
 """nuwaxl-train from cartoons to a model directory, through its command line."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -196,6 +197,8 @@ def test_latents_of_a_folder_or_by_weights_that_cannot_be_used_are_status_2(
         (RUN.format(rate="nan"), "learning_rate to be above 0"),
         pytest.param(RUN.format(rate="9" * 400), "learning_rate", id="a rate of 400 digits"),
         pytest.param(RUN.format(rate="9" * 5000), "a TOML file", id="a rate of 5000 digits"),
+        ("[[run]]", "a table [run] of"),
+        (RUN.format(rate="1.0") + "seed = 99999999999999999999\n", "[run] seed to be below 2^63"),
         pytest.param("x = " + "[" * 20_000, "nested too deeply", id="nested"),
     ],
 )
@@ -210,6 +213,22 @@ def test_bad_configurations_are_one_line_and_status_2(
     assert message in error
     assert "\n" not in error
     assert list(tmp_path.iterdir()) == [path]  # no output folder either
+
+
+def test_a_value_in_the_place_of_a_table_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"mtd": 3}')
+    commands = [["describe", str(tmp_path)]]
+    for table in ("run", "training", "mtd", "colour"):
+        path = tmp_path / f"{table}.toml"
+        path.write_text(f"{table} = 3\n")
+        commands += [["mtd", str(path)], ["tklvae", str(path)], ["data", "latents", "no/such", "--config", str(path)]]
+    for command in commands:
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert re.search(r"expected a table \[\w+\] of .*; found 3;", error)
+        assert error.count("\n") == 1
 
 
 def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

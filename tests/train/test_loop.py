@@ -15,6 +15,7 @@ from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.averages import Averages
 from nuwaxl.train.distributed import Processes, Share
+from nuwaxl.train.log import TrainingLog
 from nuwaxl.train.loop import train
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
@@ -199,6 +200,23 @@ def test_tensorboard_has_the_figures_of_the_log(tmp_path: Path) -> None:
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(line["step"], pytest.approx(line[name])) for line in log]
     assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
+
+
+def test_the_number_of_a_late_step_is_not_rounded_in_the_log(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, 0, tensorboard=False) as log:
+        log.write({"step": 1234567, "loss": 1234567.0})
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1234567, "loss": 1234570.0}
+
+
+def test_half_a_line_that_a_kill_left_in_the_log_is_dropped(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path, steps=40), resume=False, show_progress=False)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 40, "lo')
+    train(Regression(), config(tmp_path, steps=60), resume=True, show_progress=False)
+    text = log.read_text()
+    assert text.startswith(whole)
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [10, 20, 30, 40, 50, 60]
 
 
 def test_tensorboard_may_be_left_out_and_must_be_where_it_is_missing(

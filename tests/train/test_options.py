@@ -167,6 +167,35 @@ def test_the_loss_sees_the_dropped_prompts(cartoons: Path, encoded: Path, tmp_pa
     assert seen == [[[""] * 3] * 4]
 
 
+@pytest.mark.parametrize(
+    ("training", "stride", "given"), [({"depth": 1}, {1}, {0.0}), ({"depth": 2}, {1, 2}, {0.0, 1.0})]
+)
+def test_the_depth_changes_the_segments_and_nothing_of_the_networks(
+    cartoons: Path, encoded: Path, tmp_path: Path, training: dict[str, Any], stride: set[int], given: set[float]
+) -> None:
+    run = run_config(cartoons, tmp_path, batch_size=60)
+    task, deeper = mtd_task(run, encoded, **training), mtd_task(run, encoded, depth=3)
+    segments = task._segments(np.random.default_rng(0))
+    assert {int(segment.frames[1] - segment.frames[0]) for segment in segments} == stride
+    assert {float(segment.mask[0]) for segment in segments} == given
+    assert {int(s.frames[1] - s.frames[0]) for s in deeper._segments(np.random.default_rng(0))} == {1, 2, 4}
+    for name, module in task.modules.items():
+        other = deeper.modules[name].state_dict()
+        assert all(torch.equal(tensor, other[key]) for key, tensor in module.state_dict().items())
+
+
+def test_videos_too_short_for_a_level_that_may_be_drawn_are_refused_before_anything_is_encoded(
+    cartoons: Path, encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_config(cartoons, tmp_path)
+    # 3 frames of each of 7 levels: the global diffusion spans 129 frames of the 96 there are.
+    never = {"depth_probabilities": [0.0, *[1 / 6] * 6]}
+    mtd_task(run, encoded, depth=7, **never)
+    monkeypatch.setattr("nuwaxl.train.mtd.LatentCache", None)
+    with pytest.raises(InputError, match=r"at least 129 frames .*\(L = 3, m = 7, d = 0\); found 96 frames at most"):
+        mtd_task(run, encoded, depth=7)
+
+
 def is_new(name: str) -> bool:
     return "temporal" in name or name.startswith("injection.")
 

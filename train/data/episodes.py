@@ -96,21 +96,31 @@ class EpisodeFolder:
         """
         d = int(rng.choice(depth, p=depth_probabilities))
         stride = (length - 1) ** (depth - 1 - d)
-        span = (length - 1) * stride + 1
-        level = f"L = {length}, m = {depth}, d = {d}"
-        usable = [number for number, episode in enumerate(self.episodes) if episode.frames >= span]
-        if not usable:
-            raise InputError(
-                expected=f"a video of at least {span} frames in {self.folder} ({level})",
-                found=f"{max(episode.frames for episode in self.episodes)} frames at most",
-                fix="add longer videos, or train a smaller depth",
-            )
+        usable, span = self._usable(length, depth, d)
         episode = int(rng.choice(usable))
         start = int(rng.integers(self.episodes[episode].frames - span + 1))
         mask = np.zeros(length, np.float32)
         if d > 0:
             mask[[0, -1]] = 1.0
         return TrainingSegment(episode, d, start + stride * np.arange(length, dtype=np.int64), mask)
+
+    def check_lengths(self, length: int, depth: int, depth_probabilities: Sequence[float] | None = None) -> None:
+        """Raise InputError if no episode is long enough for a level that `sample_segment` may draw."""
+        for d in range(depth):
+            if depth_probabilities is None or depth_probabilities[d] > 0:
+                self._usable(length, depth, d)
+
+    def _usable(self, length: int, depth: int, d: int) -> tuple[list[int], int]:
+        """The episodes that hold a segment of level d, and the frames from its first to its last."""
+        span = (length - 1) ** (depth - d) + 1
+        usable = [number for number, episode in enumerate(self.episodes) if episode.frames >= span]
+        if not usable:
+            raise InputError(
+                expected=f"a video of at least {span} frames in {self.folder} (L = {length}, m = {depth}, d = {d})",
+                found=f"{max(episode.frames for episode in self.episodes)} frames at most",
+                fix="add longer videos, or train a smaller depth",
+            )
+        return usable, span
 
 
 def _open_episode(video: Path) -> Episode:

@@ -108,11 +108,12 @@ def load_published(network: nn.Module, folder: Path) -> None:
     """Copy the weights of a component folder (`unet`, `vae`, `text_encoder`) into `network`, one tensor at a time.
 
     Raises:
-        InputError: no safetensors there, or keys that are missing, extra or of another shape, by name.
+        InputError: no safetensors there, or keys that are missing, extra, there twice or of another shape, by name.
     """
     kind = type(network)
     with ExitStack() as stack:
         tensors: dict[str, tuple[Any, str]] = {}
+        twice: list[str] = []
         for path in weight_files(folder):
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
@@ -121,8 +122,11 @@ def load_published(network: nn.Module, folder: Path) -> None:
                     expected=f"safetensors weights at {path}", found=str(error), fix="download them again"
                 ) from error
             for key in file.keys():  # noqa: SIM118  (no mapping)
-                if not re.search(_IGNORED, key):
-                    tensors[_rewrite(key, _ALIASES[kind])] = (file, key)
+                name = _rewrite(key, _ALIASES[kind])
+                if name in tensors:
+                    twice.append(key if key == name else f"{key}, which is {name}")
+                elif not re.search(_IGNORED, key):
+                    tensors[name] = (file, key)
         own: dict[str, Tensor] = network.state_dict()
         names = published_names(network)
         expected = set(names.values())
@@ -135,7 +139,7 @@ def load_published(network: nn.Module, folder: Path) -> None:
                 shape = torch.Size(file.get_slice(key).get_shape())
                 if _without_ones(shape) != _without_ones(own[name].shape):
                     shapes.append(f"{key} {tuple(shape)} for {tuple(own[name].shape)}")
-        for problem, found in (("missing", missing), ("extra", extra), ("of another shape", shapes)):
+        for problem, found in (("twice", twice), ("missing", missing), ("extra", extra), ("of another shape", shapes)):
             if found:
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
                 raise InputError(

@@ -1,0 +1,90 @@
+"""Keys of the three published networks that are missing, extra, of another shape or there twice, each by its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file
+
+from nuwaxl.errors import InputError
+from nuwaxl.train.diffusers_folder import mtd_config, text_config, tklvae_config
+from nuwaxl.train.networks.mtd import MTD
+from nuwaxl.train.networks.pretrained import load_published
+from nuwaxl.train.networks.text import CLIPText
+from nuwaxl.train.networks.tklvae import TKLVAE
+from tests.train.sd_folder import save_sd
+
+NETWORKS: dict[str, Callable[[Path], nn.Module]] = {
+    "unet": lambda folder: MTD(mtd_config(folder, 3, 20, 8, 8)),
+    "vae": lambda folder: TKLVAE(tklvae_config(folder)),
+    "text_encoder": lambda folder: CLIPText(text_config(folder)),
+}
+# One weight of each, a matrix, and what its file of another release may call it.
+WEIGHTS = {
+    "unet": "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "vae": "decoder.mid_block.attentions.0.to_q.weight",
+    "text_encoder": "encoder.layers.0.mlp.fc1.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sd(tmp_path_factory.mktemp("sd"))
+
+
+def weights_of(folder: Path) -> tuple[Path, dict[str, Tensor], str]:
+    """The file of a component, its tensors, and how it names the weight of `WEIGHTS`."""
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    return path, tensors, next(name for name in tensors if name.endswith(WEIGHTS[folder.name]))
+
+
+@pytest.mark.parametrize("part", NETWORKS)
+def test_every_wrong_key_is_named(sd: Path, part: str, tmp_path: Path) -> None:
+    folder = tmp_path / part
+    folder.mkdir()
+    network = NETWORKS[part](sd)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _, tensors, name = weights_of(sd / part)
+    shape = tuple(tensors[name].shape)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({name: None}, rf"missing: \S*{WEIGHTS[part]}"),
+        ({"some.more.weight": torch.zeros(2)}, "extra: some.more.weight"),
+        ({name: torch.zeros(shape[1], shape[0] + 1)}, rf"of another shape: {name} .* for \({shape[0]}, {shape[1]}\)"),
+        # As many values, in another order: no reason to take them.
+        ({name: torch.zeros(1, 1, *shape)}, f"of another shape: {name}"),
+    ]
+    for changes, message in cases:
+        changed = {key: tensor for key, tensor in {**tensors, **changes}.items() if tensor is not None}
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(InputError, match=message):
+            load_published(network, folder)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items()), "half loaded"
+    save_file(tensors, folder / "model.safetensors")
+    load_published(network, folder)
+    assert not all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("vae", "decoder.mid_block.attentions.0.query.weight"),
+        ("text_encoder", f"text_model.{WEIGHTS['text_encoder']}"),
+    ],
+)
+def test_a_weight_under_two_names_is_refused_by_both(sd: Path, part: str, other: str, tmp_path: Path) -> None:
+    folder = tmp_path / part
+    folder.mkdir()
+    _, tensors, name = weights_of(sd / part)
+    if name == other:
+        other = WEIGHTS[part]
+    save_file({**tensors, other: tensors[name] + 1}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"twice: .*{WEIGHTS[part].rsplit('.', 2)[0]}"):
+        load_published(NETWORKS[part](sd), folder)
