@@ -43,17 +43,21 @@ def ensure_accepted(bundle: Bundle, plan: Plan, device: str, execute: Execute, r
 
     Raises:
         PlanRefused: its answers are wrong.
-        InputError: ONNX Runtime is missing, or cannot run the bundle's graphs on the CPU: those in bfloat16.
+        InputError: ONNX Runtime is missing, or cannot run the bundle's graphs on the CPU: those in bfloat16, which
+            nuwaxl-export verifies.
     """
     if device in (plan.accepted_on, _recorded(plan, device)):
         return
     try:
         accepted = compare(bundle, plan, execute, reference)
     except InputError as error:
+        sm = f" --sm {','.join(map(str, plan.sm))}" if plan.runtime == "tensorrt-rtx" else ""
         raise InputError(
             expected=f"{error.expected}, to verify the plan of {plan.graph}, which nobody has verified on this GPU",
             found=error.found,
-            fix=error.fix,
+            fix=f"run nuwaxl-export {bundle.path} --target {plan.runtime}{sm} on this machine, which verifies them"
+            if bundle.manifest.precision == "bf16"
+            else error.fix,
         ) from error
     _record(plan, device, accepted)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.runners.device.cuda import CudaDevice
-from nuwaxl.engine.runners.tensorrt_acceptance import Reference, compare
+from nuwaxl.engine.runners.tensorrt_acceptance import compare
 from nuwaxl.engine.runners.tensorrt_calls import executor
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
 from nuwaxl.engine.runners.tensorrt_memory import Transfers
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.engine.samples import Run
 from nuwaxl.errors import InputError
+from nuwaxl.export.tensorrt.reference import reference_of
 
 
 class BundleGate:
@@ -38,8 +39,9 @@ class BundleGate:
             transfers = Transfers(device, device.stream())
             graph = bundle.manifest.graphs[plan.graph]
             engine = PlanEngine(load_tensorrt(plan.runtime), plan, graph, file, Scratch(device), None)
-            reference = self._references.setdefault(bundle.path, Reference(bundle))
-            compare(bundle, plan, executor(engine, device, transfers), reference)
+            if bundle.path not in self._references:
+                self._references[bundle.path] = reference_of(bundle)
+            compare(bundle, plan, executor(engine, device, transfers), self._references[bundle.path])
             return device.name
         finally:
             device.close()

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from nuwaxl.engine import Engine, Story  # noqa: E402
 from nuwaxl.engine.bundle import Bundle, write_manifest  # noqa: E402
 from nuwaxl.engine.bundle_schema import Graph, Sampler, required_tensors  # noqa: E402
+from nuwaxl.engine.samples import Samples  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.emulation import _types, emulated  # noqa: E402
@@ -21,6 +22,7 @@ from nuwaxl.export.onnx import OPSET, to_onnx  # noqa: E402
 from nuwaxl.export.parity import ParityError, check_parity  # noqa: E402
 from nuwaxl.export.precision import lowered  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
+from nuwaxl.export.tensorrt.reference import reference_of  # noqa: E402
 from nuwaxl.train.networks.text import CLIPText  # noqa: E402
 
 TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -89,6 +91,22 @@ def test_it_renders_near_float32(low: Bundle, exported: Path, tmp_path: Path) ->
     assert expected.std() > 20, "the video is one grey"
     difference = np.abs(found - expected)
     assert 0 < difference.mean() < limit
+
+
+def test_what_plans_are_compared_with_is_near_float32_and_rounds(low: Bundle, exported: Path) -> None:
+    references = reference_of(low), reference_of(Bundle.open(exported))
+    samples = Samples(low.manifest, 300, references[0])
+    for graph in low.manifest.graphs:
+        inputs = samples(graph, 2)
+        found = references[0](graph, inputs)
+        wide = {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()
+        }
+        for name, expected in references[1](graph, wide).items():
+            distance = np.abs(found[name].astype(np.float64) - expected).mean() / np.abs(expected).mean()
+            assert 0 < distance < {"fp16": 1e-2, "bf16": 0.15}[low.manifest.precision], (graph, name)
+            if found[name].dtype == np.float32 and graph == "prepare":  # of bfloat16
+                assert not (found[name].view(np.uint32) & 0xFFFF).any()
 
 
 @pytest.mark.slow

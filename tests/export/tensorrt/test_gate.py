@@ -1,6 +1,7 @@
 """The gate at export, over the fakes of CUDA and TensorRT."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ def test_plans_that_a_gpu_here_accepts_are_written_with_its_name(machine: Machin
     assert {plan.accepted_on for plan in made} == {"NVIDIA Fake"}
     assert {batch for _, batch in machine.trt.executed} == {1, 2}
     assert not machine.cuda.live
+
+
+def test_plans_in_bfloat16_which_no_cpu_computes_are_compared_with_its_emulation(
+    machine: Machine, folder: Path
+) -> None:
+    # The graphs stay in float32, which the fake can run; the emulation of others: tests/export/test_precision.py.
+    manifest = Bundle.open(folder).manifest
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"fp32"', '"bf16"'))
+    assert Bundle.open(folder).manifest == replace(manifest, precision="bf16")
+    made = add_plans(folder, OPTIONS, make=make, gate=BundleGate())
+    assert {plan.accepted_on for plan in made} == {"NVIDIA Fake"}
+    assert len(machine.trt.executed) > 10
+
+    def wrong(graph: str, batch: int, outputs: dict[str, np.ndarray]) -> None:
+        if graph == "step":
+            outputs["x_next"][batch - 1] *= 1.2
+
+    machine.trt.change = wrong
+    with pytest.raises(PlanRefused, match="graph step, output x_next, batch 1, row 0, against ONNX Runtime"):
+        add_plans(folder, replace(OPTIONS, sm=(90,)), make=make, gate=BundleGate())
 
 
 def test_a_wrong_row_at_a_larger_batch_keeps_all_plans_out(machine: Machine, folder: Path) -> None:
