@@ -22,7 +22,10 @@ _PREFIX = "step_"
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file. Raises NuwaxlError if there is no room for it."""
     try:
+        path.touch()
+        mode = path.stat().st_mode
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
+        path.chmod(mode)  # safetensors leaves a file that its owner alone can read
     except (OSError, SafetensorError) as error:
         raise NuwaxlError(f"writing {path} failed: {error}; make room on the disk, then go on by --resume") from error
 

@@ -109,7 +109,9 @@ def _train(arguments: argparse.Namespace) -> None:
     show_progress = sys.stderr.isatty()
     try:
         task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
-        say(train(task, run, arguments.resume, show_progress))
+        model = train(task, run, arguments.resume, show_progress)
+        if Processes.join(run).leads:
+            say(model)
     finally:
         Processes.leave()
 

@@ -73,13 +73,18 @@ def init_model(
 def whole_directory(out: Path) -> Iterator[Path]:
     """A new directory beside `out` that takes its name once all of the body is done, and vanishes if it fails.
 
-    Raises InputError if `out` is there already.
+    Raises InputError if `out` is there already, or cannot be made.
     """
     if out.exists():
         raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder that can be made at {out}", found=error.strerror or str(error), fix="name another"
+        ) from error
     try:
         yield partial
         partial.rename(out)

@@ -141,14 +141,6 @@ def test_a_missing_an_extra_and_a_misshapen_key_are_named(copy: Path, capsys: py
     assert f"of another shape: {name} (16, 9) for (16, 8)" in error
 
 
-def test_old_text_encoders_position_ids_are_no_extra_key(copy: Path, sd: Path, model: Path) -> None:
-    path = copy / "text_encoder" / "model.safetensors"
-    prefix = "text_model." if any(name.startswith("text_model.") for name in load_file(path)) else ""
-    change(path, lambda tensors: tensors.update({f"{prefix}embeddings.position_ids": torch.arange(20)[None]}))
-    assert main(["init", "--from", str(copy), str(copy.parent / "out"), *SIZE]) == 0
-    assert (copy.parent / "out" / "text.safetensors").read_bytes() == (model / "text.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [
@@ -253,3 +245,40 @@ def test_another_noise_schedule_is_refused_by_the_name_of_its_key(
     error = refused(copy, capsys)
     assert key in error
     assert "scheduler/scheduler_config.json" in error
+
+
+def test_a_folder_of_the_first_releases_gives_what_todays_gives(copy: Path, model: Path) -> None:
+    """As Stable Diffusion 1.4 and 1.5 were published: older names, weights of 1x1 convolutions, an integer buffer."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = {}
+    for name, tensor in load_file(vae).items():
+        for new, old in older.items():
+            if f"mid_block.attentions.0.{new}." in name:
+                name = name.replace(new, old)
+                tensor = tensor[:, :, None, None] if name.endswith("weight") and "encoder" in name else tensor
+        tensors[name] = tensor.contiguous()
+    assert {tensor.dim() for name, tensor in tensors.items() if name.endswith("query.weight")} == {2, 4}
+    save_file(tensors, vae)
+    text = copy / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(text).items()}
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(20)[None]}, text)
+    for extra in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.non_ema.safetensors", "model.fp16.bin"):
+        (copy / "unet" / extra).write_bytes(b"not read")
+    for part in ("safety_checker", "feature_extractor"):
+        (copy / part).mkdir()
+    change_json(copy / "unet" / "config.json", _diffusers_version="0.6.0", sample_size=64)
+    out = copy.parent / "out"
+    assert main(["init", "--from", str(copy), str(out), *SIZE]) == 0
+    for path in model.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_folder_that_cannot_be_made_is_refused(sd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["init", "--from", str(sd), str(tmp_path / "file" / "model"), *SIZE]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_others_may_read_the_weights_as_they_may_the_configuration(model: Path) -> None:
+    assert len({path.stat().st_mode for path in model.iterdir()}) == 1

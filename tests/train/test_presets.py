@@ -10,9 +10,11 @@ from nuwaxl.train.describe import count
 from nuwaxl.train.diffusers_folder import latent_statistics, read_config
 from nuwaxl.train.presets import SD15
 
-# The entries of the published files that concern the networks.
+# The files as they were published.
 PUBLISHED = {
     "unet/config.json": {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.6.0",
         "act_fn": "silu",
         "attention_head_dim": 8,
         "block_out_channels": [320, 640, 1280, 1280],
@@ -32,6 +34,8 @@ PUBLISHED = {
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     },
     "vae/config.json": {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.6.0",
         "act_fn": "silu",
         "block_out_channels": [128, 256, 512, 512],
         "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -44,20 +48,40 @@ PUBLISHED = {
         "up_block_types": ["UpDecoderBlock2D"] * 4,
     },
     "text_encoder/config.json": {
+        "_name_or_path": "openai/clip-vit-large-patch14",
+        "architectures": ["CLIPTextModel"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
         "hidden_act": "quick_gelu",
         "hidden_size": 768,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
         "intermediate_size": 3072,
         "layer_norm_eps": 1e-05,
         "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
         "num_attention_heads": 12,
         "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "torch_dtype": "float32",
+        "transformers_version": "4.22.0.dev0",
         "vocab_size": 49408,
     },
     "scheduler/scheduler_config.json": {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
+        "clip_sample": False,
         "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
     },
 }
 

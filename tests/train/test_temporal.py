@@ -41,11 +41,10 @@ def test_temporal_attention_is_the_identity_at_initialisation() -> None:
 def test_temporal_attention_mixes_the_frames_of_each_pixel_alone() -> None:
     layer, x = TemporalAttention(8, 2, "random"), frames(8)
     changed = x.clone()
-    changed[0, :, 1, 2] += 1.0  # one pixel of the first segment's first frame
+    changed[0, :, 1, 2] *= -1.0  # one pixel of the first segment's first frame
     difference = (layer(changed, LENGTH) - layer(x, LENGTH)).abs().amax(dim=1).reshape(3, LENGTH, 4, 6)
-    touched = difference > 0
-    assert touched[0, :, 1, 2].all()
-    assert touched.sum() == LENGTH
+    assert difference[0, :, 1, 2].min() > 1e-4
+    assert (difference > 0).sum() == LENGTH
 
 
 def test_temporal_attention_equals_softmax_attention_written_out() -> None:
