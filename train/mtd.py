@@ -23,7 +23,7 @@ from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.recompute import recompute_layers
-from nuwaxl.train.resume import fingerprint
+from nuwaxl.train.resume import captions_fingerprint, fingerprint
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
 from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
@@ -146,7 +146,11 @@ class MTDTask:
         return {
             "training": dataclasses.asdict(self.training),
             **dataclasses.asdict(self.config),
-            "data": {"videos": fingerprint(self.folder)},
+            "data": {
+                "videos": fingerprint(self.folder),
+                "captions": captions_fingerprint(self.folder),
+                "latents": self.latents.folder.name,  # whose T-KLVAE's they are
+            },
         }
 
     def parameters(self) -> list[nn.Parameter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +41,13 @@ def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> 
 
 def fingerprint(folder: EpisodeFolder) -> str:
     """A digest of the videos' names and lengths in order: with the seed it decides which frames a step sees."""
-    listing = "\n".join(f"{episode.video.name} {episode.frames}" for episode in folder.episodes)
-    return f"{len(folder)} videos, {hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+    return f"{len(folder)} videos, {_digest(f'{episode.video.name} {episode.frames}' for episode in folder.episodes)}"
+
+
+def captions_fingerprint(folder: EpisodeFolder) -> str:
+    """A digest of all captions, in order of the videos."""
+    return _digest(f"{episode.captions.frames} {episode.captions.texts}" for episode in folder.episodes)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nuwaxl.errors import InputError
 from nuwaxl.train.config import DiffusionConfig
 from nuwaxl.train.diffusion import ForwardProcess, alphas_cumprod
 
@@ -43,3 +44,26 @@ def test_the_target_gives_back_x_0(prediction: str) -> None:
     else:
         recovered = abar.sqrt() * x_t - (1 - abar).sqrt() * target
     torch.testing.assert_close(recovered, x_0, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "cosine", "zero_terminal_snr"])
+def test_noising_and_target_are_diffusers(schedule: str, prediction: str) -> None:
+    if (schedule, prediction) == ("zero_terminal_snr", "eps"):
+        with pytest.raises(InputError, match='"v" with schedule "zero_terminal_snr"'):
+            DiffusionConfig(schedule=schedule, prediction=prediction)  # type: ignore[arg-type]
+        return
+    names = {"zero_terminal_snr": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+    theirs = pytest.importorskip("diffusers").DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule=names.get(schedule, schedule),
+        rescale_betas_zero_snr=schedule == "zero_terminal_snr",
+    )
+    config = DiffusionConfig(schedule=schedule, prediction=prediction)  # type: ignore[arg-type]
+    x_0, noise = torch.randn(2, 6, 4, 5, 6, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
+    timestep = torch.tensor([0, 1, 250, 500, 998, 999])
+    x_t, target = ForwardProcess(config, torch.device("cpu"))(x_0, noise, timestep)
+    expected = noise if prediction == "eps" else theirs.get_velocity(x_0, noise, timestep)
+    torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x_t, theirs.add_noise(x_0, noise, timestep), rtol=1e-5, atol=1e-5)

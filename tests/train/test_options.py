@@ -297,6 +297,31 @@ def test_another_set_of_videos_is_refused_on_resume(cartoons: Path, tmp_path: Pa
         train(tklvae_task(run), run, resume=True, show_progress=False)
 
 
+def test_other_captions_and_another_tklvae_are_refused_on_resume(
+    cartoons: Path, encoded: Path, tmp_path: Path
+) -> None:
+    videos, folder = tmp_path / "videos", tmp_path / "folder"
+    shutil.copytree(cartoons, videos)
+    folder.mkdir()
+    write_tklvae(folder / "tklvae.safetensors")
+    run = run_config(videos, tmp_path / "out", steps=1)
+    train(mtd_task(run, folder), run, resume=False, show_progress=False)
+    train(mtd_task(run, folder), run, resume=True, show_progress=False)
+
+    captions = sorted(videos.glob("*.jsonl"))[0]
+    before = captions.read_text(encoding="utf-8")
+    captions.write_text(before.replace("walks", "runs").replace("stands", "sits"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\[data\] captions = '\w+', which was '\w+'; change"):
+        train(mtd_task(run, folder), run, resume=True, show_progress=False)
+    captions.write_text(before, encoding="utf-8")
+
+    weights = checkpoint.load_weights(folder / "tklvae.safetensors")
+    weights["decoder.conv_out.bias"] += 1.0
+    checkpoint.save_weights(weights, folder / "tklvae.safetensors")
+    with pytest.raises(InputError, match=r"\[data\] latents = '\w+', which was '\w+'; change"):
+        train(mtd_task(run, folder), run, resume=True, show_progress=False)
+
+
 def test_recomputed_layers_are_those_of_all_three_networks(cartoons: Path, encoded: Path, tmp_path: Path) -> None:
     run = run_config(cartoons, tmp_path)
     video, mtd = tklvae_task(run).network, mtd_task(run, encoded)
