@@ -297,7 +297,7 @@ def test_another_set_of_videos_is_refused_on_resume(cartoons: Path, tmp_path: Pa
         train(tklvae_task(run), run, resume=True, show_progress=False)
 
 
-def test_other_captions_and_another_tklvae_are_refused_on_resume(cartoons: Path, encoded: Path, tmp_path: Path) -> None:
+def test_other_captions_and_another_tklvae_are_refused_on_resume(cartoons: Path, tmp_path: Path) -> None:
     videos, folder = tmp_path / "videos", tmp_path / "folder"
     shutil.copytree(cartoons, videos)
     folder.mkdir()
