@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import onnx
 from onnx import TensorProto, helper
+from onnx.inliner import inline_local_functions
 
 _ANY_TYPE = ("Cast", "Constant", "ConstantOfShape", "Shape")  # which the runtime has for bfloat16 too
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with all of its arithmetic in float32, and float32 in place of bfloat16 at its inputs and outputs."""
+    """`model` with all of its arithmetic in float32, and float32 in place of bfloat16 at its inputs and outputs.
+
+    Kernels' nodes (functions.py) give way to their bodies, which round to bfloat16 at their end alone, as kernels do.
+    """
+    if model.functions:
+        model = inline_local_functions(model)
     types = _types(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 if find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
 
+from nuwaxl.engine import Engine, Story  # noqa: E402
 from nuwaxl.engine.bundle import Bundle  # noqa: E402
 from nuwaxl.engine.devices import Worker  # noqa: E402
 from nuwaxl.engine.runners.base import Segments  # noqa: E402
@@ -21,9 +22,12 @@ from nuwaxl.engine.runners.cuda import CudaRunner  # noqa: E402
 from nuwaxl.engine.runners.custom_ops import library_path  # noqa: E402
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
+from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.cli import main  # noqa: E402
 from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels  # noqa: E402
 from nuwaxl.export.model import Model  # noqa: E402
+from nuwaxl.export.onnx import GPU_OPSET  # noqa: E402
+from nuwaxl.export.parity import ParityError, check_parity  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.kernels.aot import Request  # noqa: E402
 
@@ -76,6 +80,42 @@ def test_every_kernel_that_the_graphs_call_is_in_the_bundle(bundle: Bundle, mode
     for entry in listed:
         for file in entry["files"].values():
             assert bundle.manifest.files[file["file"]].sha256 == file["sha256"]
+
+
+def test_kernels_in_bfloat16_pass_the_gate_and_wrong_ones_do_not(model: Model, tmp_path: Path) -> None:
+    source = next(source for source in graph_sources(model, "bf16", kernels=True) if source.name == "decode")
+    graph = tmp_path / write._write_graph(source, tmp_path, 0, GPU_OPSET).file
+    assert check_parity(source, graph, 1, "bf16", (2,)).pixels > 0
+    stored = onnx.load(graph)
+    factors = {node.input[1] for node in stored.graph.node if node.op_type == "TemporalConv"}
+    lower = [t for t in stored.graph.initializer if t.name in factors and t.data_type == onnx.TensorProto.BFLOAT16]
+    assert len(lower) > 10
+    for tensor in lower:
+        tensor.raw_data = bytes(len(tensor.raw_data))
+    onnx.save(stored, graph)
+    with pytest.raises(ParityError, match="graph decode, output video, batch 2"):
+        check_parity(source, graph, 1, "bf16", (2,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_a_bundle_in_a_lower_precision_has_its_kernels(
+    checkpoint: Path, model: Model, tmp_path: Path, precision: str, dtype: str
+) -> None:
+    out = tmp_path / "bundle"
+    assert main([str(checkpoint), str(out), "--precision", precision, "--sm", "90"]) == 0  # through the gate
+    bundle = Bundle.open(out)
+    listed = {entry["name"] for entry in json.loads((out / "kernels.json").read_text())["kernels"]}
+    assert listed == {request.name for request in kernel_requests(graph_sources(model, precision, kernels=True))}
+    # The update, and T-KLVAE's last convolution, stay in float32.
+    assert {name.split("-")[0] for name in listed if name.endswith("-float32")} == {"guided_update", "temporal_conv"}
+    assert {name.rsplit("-", 1)[1] for name in listed} == {"float32", dtype}
+    called = {node.op_type for name in ("step", "decode") for node in onnx.load(bundle.file(name)).graph.node}
+    assert called >= KERNELS
+    if precision == "fp16":  # a render on the bodies; ONNX Runtime's CPU provider multiplies no bfloat16
+        with Engine.open(bundle, devices="cpu:1") as engine:
+            frames = np.concatenate([clip.frames for clip in engine.render(Story([(0, "a red fox")]), frames=7)])
+        assert frames.std() > 20
 
 
 def test_compiling_again_gives_the_same_bytes(
