@@ -210,6 +210,17 @@ class Scheduler:
         Their children become ready, and windows decodable. Those of failed jobs are ignored.
         """
 
+    def leave(self, device: int) -> None:
+        """The decoding of the window that `device` holds was queued; its frames come to the host beside other work.
+
+        The device holds it no more: try_next() may give it something else, while next() refuses until arrived(). The
+        window is finished with arrived(), and goes to others if the device is lost() before. Raises ValueError if the
+        device holds no window, or another is on its way.
+        """
+
+    def arrived(self, device: int) -> None:
+        """The window that left `device` is finished."""
+
     def lost(self, device: int) -> None:
         """The device is gone: what it held is ready again, for others, and it gets no more.
 

@@ -11,7 +11,7 @@ from nuwaxl.engine._core import normal_noise
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.frames import FrameStore, Latents
 from nuwaxl.engine.request import Request
-from nuwaxl.engine.runners.base import Float32, Runner, Segments
+from nuwaxl.engine.runners.base import DecodesLater, Float32, Runner, Segments, UInt8
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.engine.windows import decode_windows
@@ -99,9 +99,23 @@ class Job:
             )
         self._store.put(segment, latents)
 
-    def decode(self, number: int, runner: Runner) -> Clip:
-        """Decode a window and drop its context."""
+    def decode(self, number: int, runner: Runner) -> Callable[[], Clip]:
+        """Decode a window, or begin to where the runner can go on meanwhile: a call waits for the clip.
+
+        What the window has in context is dropped.
+        """
         window = self.windows[number]
-        video = runner.decode(self._store.gather(window.frames)[None])[0]
-        # A copy, so that a clip does not keep the dropped context in memory.
-        return Clip(window.first, video[window.offset : window.offset + window.count].copy())
+        latents = self._store.gather(window.frames)[None]
+        if isinstance(runner, DecodesLater):
+            video = runner.begin_decode(latents)
+        else:
+            decoded = runner.decode(latents)
+
+            def video() -> UInt8:
+                return decoded
+
+        def clip() -> Clip:
+            # A copy, so that a clip does not keep the dropped context in memory.
+            return Clip(window.first, video()[0, window.offset : window.offset + window.count].copy())
+
+        return clip

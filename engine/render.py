@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from nuwaxl.engine._core import CostModel, Scheduler
+from nuwaxl.engine.arriving import Arriving
 from nuwaxl.engine.batch import Batch, Item
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip, Job
 from nuwaxl.engine.process import HomeProcess
 from nuwaxl.engine.request import Request, Schedule, Task
-from nuwaxl.engine.runners.base import Runner
+from nuwaxl.engine.runners.base import DecodesLater, Runner
 from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
@@ -217,43 +218,79 @@ class Render:
     def _work(self, number: int) -> None:
         """A worker's thread: run what the scheduler hands out until there is no more, or somebody stops it."""
         device, batch = self._devices[number], Batch(self._devices[number].runner)
+        arriving = self._arriving(number)
         # A batch is left where it is when the render stops.
-        while not batch and (work := self._scheduler.next(number)) is not None:
-            items = list(work.items)
+        while not batch:
+            work = self._scheduler.try_next(number) if arriving else self._scheduler.next(number)
+            if work is None and not arriving:
+                break
             try:
-                if work.kind == "decode":
-                    self._decode(number, device, items[0])
+                if work is None:
+                    arriving.wait()
+                elif work.kind == "decode":
+                    self._decode(number, device, work.items[0], arriving)
                 else:
-                    self._diffuse(number, device, batch, items)
+                    self._diffuse(number, device, batch, list(work.items), arriving)
             except DeviceLost as error:
                 self._lose(number, error)
                 return
             except BaseException as error:
                 held = self._scheduler.held(number)  # newcomers with it, whether they are in the batch yet or not
-                self._blame(error, f"{device.name}, {work.kind} {[item for _, item in held]}", {job for job, _ in held})
+                what = "" if work is None else f", {work.kind} {[item for _, item in held]}"
+                self._blame(error, f"{device.name}{what}", {job for job, _ in held})
                 batch.drop({job for job, _ in held})
                 self._scheduler.done(number, held)
 
-    def _decode(self, number: int, device: Device, item: Item) -> None:
+    def _arriving(self, number: int) -> Arriving:
+        """For the clips that come to the host while the device goes on (see DecodesLater)."""
+        name = self._devices[number].name
+
+        def came(item: Item, clip: Clip, start: float) -> None:
+            self._decoded(name, item, clip, start)
+            self._scheduler.arrived(number)
+
+        def failed(item: Item, error: BaseException) -> None:
+            self._blame(error, f"{name}, decode [{item[1]}]", {item[0]})
+            self._scheduler.arrived(number)
+
+        return Arriving(came, failed)
+
+    def _decode(self, number: int, device: Device, item: Item, arriving: Arriving) -> None:
         job = self._job(item[0])
-        if job is not None:
-            start = self.recorder.now()
-            clip = job.decode(item[1], device.runner)
-            self.recorder.batch(
-                BatchRecord("decode", -1, [item[1]], device.name, start, self.recorder.now(), [item[0]])
-            )
-            with self._lock:
+        if job is None:
+            self._scheduler.done(number, [item])
+            return
+        start = self.recorder.now()
+        clip = job.decode(item[1], device.runner)
+        if isinstance(device.runner, DecodesLater):
+            # The device is at it: this thread goes on with what the scheduler has for it next.
+            if arriving:
+                arriving.wait()
+                start = self.recorder.now()
+            self._scheduler.leave(number)
+            arriving.begin(item, clip, start)
+        else:
+            self._decoded(device.name, item, clip(), start)
+            self._scheduler.done(number, [item])
+
+    def _decoded(self, device: str, item: Item, clip: Clip, start: float) -> None:
+        """A clip is there, for the thread that takes the events."""
+        self.recorder.batch(BatchRecord("decode", -1, [item[1]], device, start, self.recorder.now(), [item[0]]))
+        with self._lock:
+            if item[0] in self._jobs:  # it may have failed meanwhile
                 self._clips[item] = clip
                 self._news.append(item[0])
                 self._notify()
-        self._scheduler.done(number, [item])
 
-    def _diffuse(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> None:
+    def _diffuse(self, number: int, device: Device, batch: Batch, newcomers: list[Item], arriving: Arriving) -> None:
         """Denoise until the device has nothing left under way, taking newcomers between the steps."""
         start, steps = self._join(number, device, batch, newcomers), 0
         while batch and not self._scheduler.stopped:
             under_way, began = batch.items, self.recorder.now()
             finished = batch.step()
+            if arriving:  # the step is queued behind the decoding: the clip comes while the device is at it
+                arriving.wait()
+                start = began = self.recorder.now()
             steps += 1
             self.recorder.step(len(under_way), self.recorder.now() - began)
             with self._lock:

@@ -62,6 +62,8 @@ void bind_scheduler(nb::module_& module) {
             "done",
             [](Scheduler& self, std::int64_t device, const Pairs& items) { self.done(device, items_from(items)); },
             "device"_a, "items"_a)
+        .def("leave", &Scheduler::leave, "device"_a)
+        .def("arrived", &Scheduler::arrived, "device"_a)
         .def("lost", &Scheduler::lost, "device"_a)
         .def("fail", &Scheduler::fail, "job"_a)
         .def("consumed", &Scheduler::consumed, "job"_a, "window"_a)

@@ -57,7 +57,10 @@ void Scheduler::close() {
 
 std::optional<Work> Scheduler::next(std::int64_t device) {
     std::unique_lock lock(mutex_);
-    checked_free(device);
+    if (checked_free(device).left) {
+        refuse("no window on its way from device " + std::to_string(device), "one that left it and did not arrive",
+               "call arrived(device) before next(device), or try_next(device)");
+    }
     while (!stopped_ && !is_lost(device)) {
         if (auto work = take(device)) return work;
         if (closed_ && idle()) break;
@@ -105,12 +108,8 @@ void Scheduler::done(std::int64_t device, std::span<const Item> items) {
     const std::lock_guard lock(mutex_);
     Device& held = checked(device);
     if (held.window && items.size() == 1 && items.front() == *held.window) {
-        Job& owner = job(held.window->job);
         held.window.reset();
-        if (!owner.failed()) {
-            owner.window_done();
-            if (owner.finished()) job_ended(items.front().job);
-        }
+        window_done(items.front());
     } else {
         // The finished ones go to the back, where they are easily dropped; the order of a batch is of no importance.
         std::size_t staying = held.segments.size();
@@ -139,6 +138,28 @@ void Scheduler::done(std::int64_t device, std::span<const Item> items) {
     changed();
 }
 
+void Scheduler::leave(std::int64_t device) {
+    const std::lock_guard lock(mutex_);
+    Device& of = checked(device);
+    if (!of.window || of.left) {
+        refuse("device " + std::to_string(device) + " to hold a window, with no other on its way",
+               of.left ? "one on its way" : "none held", "call leave(device) once a window, and arrived(device) after it");
+    }
+    of.left = std::exchange(of.window, std::nullopt);
+    refresh_load(device);
+}
+
+void Scheduler::arrived(std::int64_t device) {
+    const std::lock_guard lock(mutex_);
+    Device& of = checked(device);
+    if (!of.left) {
+        refuse("a window on its way from device " + std::to_string(device), "none", "call leave(device) before");
+    }
+    window_done(*std::exchange(of.left, std::nullopt));
+    refresh_load(device);
+    changed();
+}
+
 void Scheduler::lost(std::int64_t device) {
     const std::lock_guard lock(mutex_);
     Device& held = checked(device);
@@ -149,12 +170,9 @@ void Scheduler::lost(std::int64_t device) {
         job(segment.item.job).return_segment();
         ++untaken_;
     }
-    if (held.window && !job(held.window->job).failed()) {
-        job(held.window->job).return_window(held.window->id);
-        refresh_windows(held.window->job);
-    }
+    return_window(held.window);
+    return_window(held.left);
     held.segments.clear();
-    held.window.reset();
     refresh_load(device);
     loads_[static_cast<std::size_t>(device)].times = nullptr;
     refresh_limits();
@@ -327,6 +345,21 @@ Item Scheduler::take_window() {
     return item;
 }
 
+void Scheduler::window_done(const Item& item) {
+    Job& owner = job(item.job);
+    if (owner.failed()) return;
+    owner.window_done();
+    if (owner.finished()) job_ended(item.job);
+}
+
+void Scheduler::return_window(std::optional<Item>& item) {
+    if (item && !job(item->job).failed()) {
+        job(item->job).return_window(item->id);
+        refresh_windows(item->job);
+    }
+    item.reset();
+}
+
 void Scheduler::push(std::int64_t number, IdRange ids) {
     if (ids.count > 0) ready_.push(ranked(policy_, job(number).plan(), job(number).steps(), number, ids));
 }
@@ -351,8 +384,9 @@ void Scheduler::refresh_load(std::int64_t device) {
     load.held = static_cast<std::int64_t>(of.segments.size());
     load.steps_left = last_step - of.steps;
     load.decoding_s = of.window ? of.decode_s : 0.0;
-    if (of.holding == of.free()) holding_ += of.holding ? -1 : 1;
-    of.holding = !of.free();
+    const bool holding = !of.free() || of.left;
+    if (of.holding != holding) holding_ += holding ? 1 : -1;
+    of.holding = holding;
 }
 
 void Scheduler::refresh_limits() {

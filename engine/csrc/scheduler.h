@@ -61,7 +61,15 @@ public:
     // windows decodable. Those of failed videos are ignored.
     void done(std::int64_t device, std::span<const Item> items);
 
-    // The device is gone: what it held is ready again, and it gets no more. The last one to go stops the scheduler.
+    // The decoding of the window that `device` holds was queued, and its frames come to the host beside other work: the
+    // device holds it no more, and may be given that work, by try_next(). One window at a time is on its way so.
+    void leave(std::int64_t device);
+
+    // The window that left `device` is finished.
+    void arrived(std::int64_t device);
+
+    // The device is gone: what it held is ready again, and it gets no more. The last one to go stops the scheduler. What
+    // left it and did not arrive is part of that.
     void lost(std::int64_t device);
 
     // The video is abandoned: nothing of it is handed out any more. Of no effect once it is finished.
@@ -92,12 +100,13 @@ private:
     struct Device {
         std::vector<Held> segments;
         std::optional<Item> window;
+        std::optional<Item> left;  // a window on its way to the host
         std::int64_t steps = 0;  // done since it was free
         double decode_s = 0.0;
         std::int64_t plenty = 0;  // see policy.h
         std::int64_t many = 0;    // the same
         bool opening = false;     // holds segments that a first window needs
-        bool holding = false;     // is counted in holding_
+        bool holding = false;     // is counted in holding_: it is not free, or a window has left it
 
         bool free() const { return segments.empty() && !window; }
     };
@@ -113,6 +122,8 @@ private:
     bool idle() const { return open_jobs_ == 0 && holding_ == 0; }
     bool decode_first() const { return !awaited_.empty() || (policy_ == Policy::kLatency && !spare_.empty()); }
     std::int64_t takes(std::int64_t device);
+    void window_done(const Item& item);
+    void return_window(std::optional<Item>& item);
     void take_segments(std::int64_t device, std::int64_t count, std::vector<Item>& items);
     std::optional<Work> take(std::int64_t device);
     Item take_window();
@@ -139,7 +150,7 @@ private:
     std::set<std::int64_t> spare_;    // and with one that nobody waits for
     std::vector<Device> devices_;
     std::vector<Load> loads_;  // by device
-    std::int64_t holding_ = 0;  // devices that hold something
+    std::int64_t holding_ = 0;  // devices with something that is not finished
     std::int64_t next_id_ = 0;
 };
 

@@ -1,8 +1,8 @@
 """The shape of a runner: what the render loop asks of an inference runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,3 +73,14 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free what the runner holds. It cannot be used afterwards."""
+
+
+@runtime_checkable
+class DecodesLater(Protocol):
+    """A runner whose device goes on while the host does something else: frames come to the host by themselves."""
+
+    def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
+        """Queue the decoding of latents, as Runner.decode; a call of what it returns waits for the video.
+
+        It may be called once, by any thread, after other work of the runner was queued; or be dropped.
+        """

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import TensorSpec
+from nuwaxl.engine.runners.arrivals import Arrivals
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Device, Stream
 from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, bucket, copy_rows
-from nuwaxl.engine.runners.staging import Staging
+from nuwaxl.engine.runners.staging import Stages, Staging
 from nuwaxl.errors import DeviceLost
 
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
@@ -39,6 +40,7 @@ class BoundRunner:
         stream: of the device.
         run_options: for a run of the step graph that is replayed from a CUDA graph, by its number: the same number
             means the same addresses and shapes. For None, a run that is not.
+        forget: called with the numbers of which there will be no more runs.
     """
 
     def __init__(
@@ -48,18 +50,20 @@ class BoundRunner:
         stream: Stream,
         open_session: Callable[[str], Any],
         run_options: Callable[[int | None], Any] = lambda number: None,
+        forget: Callable[[Sequence[int]], None] = lambda numbers: None,
     ) -> None:
         self.device = device
         self.stream = stream
         self.graphs = bundle.manifest.graphs
         self._open_session = open_session
         self._run_options = run_options
+        self._forget = forget
         self._sessions: dict[str, Any] = {}
         self._pool: list[StepSlots] = []
         self._numbers = 0
         self._options: dict[int | None, Any] = {}
         self.staging = Staging(device)
-        self._received = Staging(device)
+        self.arrivals = Arrivals(device, stream)
         self._prepared: tuple[Tensors, Tensors] | None = None
         self._decoding: tuple[Tensors, Tensors] | None = None
         for name in ("prepare", "step", "decode"):
@@ -85,21 +89,23 @@ class BoundRunner:
         return denoising
 
     def decode(self, latents: Float32) -> UInt8:
-        """See Runner.decode. One segment at a time: the decoder needs the most memory of all graphs."""
+        """See Runner.decode."""
+        return self.begin_decode(latents)()
+
+    def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
+        """See DecodesLater. One segment at a time: the decoder needs the most memory of all graphs."""
         if self._decoding is None:
             graph = self.graphs["decode"]
             self._decoding = Tensors(self.device, graph.inputs, 1), Tensors(self.device, graph.outputs, 1)
         source, target = self._decoding
         video = target["video"]
-        memory = self._received.receive(len(latents) * video.row_bytes)
+        arrival = self.arrivals.begin((len(latents), *(int(size) for size in video.spec.shape[1:])), np.uint8)
         for number in range(len(latents)):
             self.staging.send(self.stream, {source["latents"].at(0): latents[number]})
             self.run("decode", source, target, 1)
-            self.stream.copy(memory.address + number * video.row_bytes, video.at(0), video.row_bytes)
-        self._received.queued(self.stream)
-        self._received.wait()
-        shape = (len(latents), *(int(size) for size in video.spec.shape[1:]))
-        return memory.array(shape, np.uint8).copy()
+            arrival.put(number * video.row_bytes, video.at(0), video.row_bytes)
+        arrival.depart()
+        return arrival.wait
 
     def prepare(self, segments: Segments, put: Callable[[Tensors, int, int], None]) -> None:
         """Run what does not depend on the timestep; `put(state, first, count)` takes the segments from `first` on,
@@ -120,16 +126,6 @@ class BoundRunner:
             self.staging.send(self.stream, given)
             self.run("prepare", source, state, count)
             put(state, first, count)
-
-    def receive(self, tensor: Tensor, rows: Sequence[int]) -> Float32:
-        """Rows of a float32 tensor as they are when all that is queued is done."""
-        memory = self._received.receive(len(rows) * tensor.row_bytes)
-        moves = list(zip(rows, range(len(rows)), strict=True))
-        copy_rows(self.stream, lambda row: memory.address + row * tensor.row_bytes, tensor.at, moves, tensor.row_bytes)
-        self._received.queued(self.stream)
-        self._received.wait()
-        shape = (len(rows), *(int(size) for size in tensor.spec.shape[1:]))
-        return memory.array(shape, np.float32).copy()
 
     def run(self, graph: str, inputs: Tensors, outputs: Tensors, rows: int) -> None:
         """Run a graph once on the first rows of tensors."""
@@ -170,6 +166,12 @@ class BoundRunner:
         self._numbers += 1
         return self._numbers
 
+    def forget(self, numbers: Sequence[int]) -> None:
+        """There are no more runs of these numbers: what was captured under them goes."""
+        for number in numbers:
+            self._options.pop(number, None)
+        self._forget(numbers)
+
     def close(self) -> None:
         """See Runner.close."""
         self._options.clear()
@@ -193,8 +195,7 @@ class StepSlots:
         self._inputs, self._outputs = graph.inputs, graph.outputs
         self.tensors: Tensors | None = None
         self._bindings: dict[int, tuple[Any, int]] = {}
-        self._stages = [Staging(runner.device) for _ in range(_STAGES)]
-        self._steps = 0
+        self._stages = Stages(runner.device, _STAGES)
         self._noise_is_zero = 0  # rows of the noise that are known to be zero
 
     @property
@@ -212,21 +213,19 @@ class StepSlots:
             for name, tensor in old.all().items():
                 self._runner.stream.copy(larger[name].at(0), tensor.at(0), old.rows * tensor.row_bytes)
             self._runner.stream.synchronize()
+            self._runner.forget([number for _, number in self._bindings.values()])
+            self._bindings.clear()
             old.free()
         # Rows that are only padding are computed too: zeros, so that they are no slower than others.
-        for tensor in larger.all().values():
-            new = (larger.rows - (0 if old is None else old.rows)) * tensor.row_bytes
-            self._runner.stream.zero(tensor.at(0 if old is None else old.rows), new)
+        larger.zero(self._runner.stream, 0 if old is None else old.rows)
         self.tensors = larger
-        self._bindings.clear()
         self._noise_is_zero = 0
 
     def step(self, rows: Mapping[str, NDArray[Any]], noise: tuple[Sequence[int], Float32] | None, count: int) -> None:
         """One step of the first `count` rows: what the host gives a step by row, and the noise of some rows."""
         tensors = self.tensors
         assert tensors is not None
-        stream, stage = self._runner.stream, self._stages[self._steps % _STAGES]
-        self._steps += 1
+        stream = self._runner.stream
         sent: dict[int, NDArray[Any]] = {tensors[name].at(0): array for name, array in rows.items()}
         if noise is not None:
             sent |= {tensors["noise"].at(row): values for row, values in zip(*noise, strict=True)}
@@ -234,12 +233,12 @@ class StepSlots:
         elif self._noise_is_zero < count:
             stream.zero(tensors["noise"].at(0), count * tensors["noise"].row_bytes)
             self._noise_is_zero = count
-        stage.send(stream, sent)
+        stage = self._stages.send(stream, sent)
         binding, number = self._binding(count)
         self._runner.run_bound("step", binding, number)
         for output, name in _HISTORY.items():
             stream.copy(tensors[name].at(0), tensors[output].at(0), count * tensors[name].row_bytes)
-        stage.queued(stream)
+        stage.passed(stream)
 
     def _binding(self, count: int) -> tuple[Any, int]:
         if count not in self._bindings:
@@ -275,7 +274,8 @@ class BoundDenoising:
 
     def latents(self, slots: Sequence[int]) -> Float32:
         """See Denoising.latents."""
-        return self._runner.receive(self._tensors["x"], self._rows.of(slots))
+        latents: Float32 = self._runner.arrivals.rows(self._tensors["x"], self._rows.of(slots), np.float32).wait()
+        return latents
 
     def join(self, segments: Segments) -> None:
         """See Denoising.join."""

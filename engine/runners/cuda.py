@@ -4,6 +4,8 @@ One stream a worker; the step graph is captured into a CUDA graph for every batc
 are exact (no TF32) unless asked for.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -37,14 +39,18 @@ class CudaRunner(BoundRunner):
             check_provider(runtime)
             stream = device.stream()
             library = KernelLibrary(bundle, device.sm, device.index)
+            self._steps = OneThread(device)
 
             def open_session(graph: str) -> Any:
                 options = provider_options(
                     device.index, stream, tf32=tf32, capture=graph == "step", nhwc=library.sm is not None
                 )
-                return _session(runtime, bundle, graph, library, options)
+                session = _session(runtime, bundle, graph, library, options)
+                return self._steps.over(session) if graph == "step" else session
 
-            super().__init__(bundle, device, stream, open_session, lambda number: run_options(runtime, number))
+            super().__init__(
+                bundle, device, stream, open_session, lambda number: run_options(runtime, number), self._steps.release
+            )
         except BaseException:
             with suppress(RenderError):
                 device.close()
@@ -54,6 +60,44 @@ class CudaRunner(BoundRunner):
     def name(self) -> str:
         """The GPU's model."""
         return self.device.name
+
+    def close(self) -> None:
+        """See Runner.close."""
+        self._steps.close()
+        super().close()
+
+
+class OneThread:
+    """Runs a session in one thread of its own: the provider keeps captured graphs by the thread that captured them,
+    while every render has workers of its own, and costs are measured in others."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._thread = ThreadPoolExecutor(1, f"nuwaxl cuda:{device.index} steps", initializer=device.enter)
+        self._session: Any = None
+
+    def over(self, session: Any) -> "OneThread":
+        """The session to run."""
+        self._session = session
+        return self
+
+    def io_binding(self) -> Any:
+        """See onnxruntime.InferenceSession."""
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        """See onnxruntime.InferenceSession."""
+        self._thread.submit(self._session.run_with_iobinding, binding, options).result()
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Free what was captured under these numbers, where ONNX Runtime can (1.27 and later)."""
+        if hasattr(self._session, "release_captured_graph"):
+            for number in numbers:
+                self._thread.submit(self._session.release_captured_graph, number).result()
+
+    def close(self) -> None:
+        """End the thread; the session goes with it."""
+        self._thread.shutdown()
+        self._session = None
 
 
 def provider_options(index: int, stream: Stream, *, tf32: bool, capture: bool, nhwc: bool) -> dict[str, str]:

@@ -61,6 +61,15 @@ class Tensors:
         """By name."""
         return self._tensors
 
+    def addresses(self) -> dict[str, int]:
+        """Where each begins, by name."""
+        return {name: tensor.at(0) for name, tensor in self._tensors.items()}
+
+    def zero(self, stream: Stream, first: int = 0) -> None:
+        """Set all rows from `first` on to zero."""
+        for tensor in self._tensors.values():
+            stream.zero(tensor.at(first), (self.rows - first) * tensor.row_bytes)
+
     def free(self) -> None:
         """Give the memory back."""
         for tensor in self._tensors.values():

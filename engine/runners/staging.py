@@ -1,4 +1,4 @@
-"""Host memory that copies go through, and the waiting that keeps a copy under way from being overwritten."""
+"""Host memory that copies to a device go through, and the waiting that keeps one under way from being overwritten."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,17 +32,9 @@ class Staging:
             stream.copy(address, memory.address + offset, array.nbytes)
         stream.record(self._event)
 
-    def receive(self, count: int) -> HostMemory:
-        """Memory of at least `count` bytes for copies from the device; what was queued with it before is done."""
-        return self._room(count)
-
-    def queued(self, stream: Stream) -> None:
-        """Copies that use the memory were queued."""
+    def passed(self, stream: Stream) -> None:
+        """The next `send` waits until the device has come here as well."""
         stream.record(self._event)
-
-    def wait(self) -> None:
-        """Wait until the copies are done."""
-        self._event.synchronize()
 
     def _room(self, count: int) -> HostMemory:
         self._event.synchronize()
@@ -52,3 +44,18 @@ class Staging:
             self._memory = None
             self._memory = self._device.allocate_host(max(count, _ALIGNMENT))
         return self._memory
+
+
+class Stages:
+    """Stagings that take turns, so that the host prepares the next while the device still reads the last."""
+
+    def __init__(self, device: Device, count: int) -> None:
+        self._stages = [Staging(device) for _ in range(count)]
+        self._sent = 0
+
+    def send(self, stream: Stream, arrays: Mapping[int, NDArray[Any]]) -> Staging:
+        """See Staging.send; the one that was taken."""
+        stage = self._stages[self._sent % len(self._stages)]
+        self._sent += 1
+        stage.send(stream, arrays)
+        return stage

@@ -5,7 +5,7 @@ tensors have fixed addresses, and after its first run its work is launched as on
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from nuwaxl.engine.plans import Target, build_hint, find_plan
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Stream
 from nuwaxl.engine.runners.device.cuda import CudaDevice
+from nuwaxl.engine.runners.slots import Tensors
 from nuwaxl.engine.runners.tensorrt_acceptance import Reference, ensure_accepted
-from nuwaxl.engine.runners.tensorrt_calls import Call, Work, executor
+from nuwaxl.engine.runners.tensorrt_calls import Call, Transfers, Work, executor
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
-from nuwaxl.engine.runners.tensorrt_memory import Tensors, Transfers
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
 
@@ -75,8 +75,19 @@ class TensorRTRunner:
 
     def decode(self, latents: Float32) -> UInt8:
         """See Runner.decode."""
-        video: UInt8 = self._run("decode", {"latents": latents})["video"]
-        return video
+        return self.begin_decode(latents)()
+
+    def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
+        """See DecodesLater."""
+        shape = self._bundle.manifest.graphs["decode"].outputs[0].shape[1:]
+        arrival = self._transfers.arrivals.begin((len(latents), *(int(size) for size in shape)), np.uint8)
+        offset = 0
+        for call, rows, count in self._calls_for("decode", {"latents": latents}):
+            video = call.queue(rows)["video"]
+            arrival.put(offset, video.at(0), count * video.row_bytes)
+            offset += count * video.row_bytes
+        arrival.depart()
+        return arrival.wait
 
     def encode(self, video: UInt8) -> Float32:
         """See Runner.encode."""
@@ -143,17 +154,20 @@ class TensorRTRunner:
 
     def _run(self, graph: str, inputs: Arrays) -> Arrays:
         """A graph on any number of rows."""
+        parts = [call.run(rows, count) for call, rows, count in self._calls_for(graph, inputs)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _calls_for(self, graph: str, inputs: Arrays) -> Iterator[tuple[Call, Arrays, int]]:
+        """The calls that any number of rows takes, one after another: with the rows of each, and how many."""
         if graph not in self._engines:
             self._load((graph,))
-        total = len(next(iter(inputs.values())))
-        parts, start = [], 0
-        for bucket, count in split(total, self._plans[graph].batches):
+        start = 0
+        for bucket, count in split(len(next(iter(inputs.values()))), self._plans[graph].batches):
             if (graph, bucket) not in self._calls:
                 self._calls[graph, bucket] = Call(self._engines[graph], bucket, self._device, self._transfers)
             rows = {name: array[start : start + count] for name, array in inputs.items()}
-            parts.append(self._calls[graph, bucket].run(rows, count))
+            yield self._calls[graph, bucket], rows, count
             start += count
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _load(self, graphs: Sequence[str]) -> None:
         """Load plans, then see that each was verified on this GPU: all sizes are known before a context is made."""
@@ -175,8 +189,10 @@ class TensorRTRunner:
         return _Lane(self, self._engines["prepare"], self._engines["step"], bucket)
 
     def memory(self, specs: Any, batch: int) -> Tensors:
-        """Tensors on the device."""
-        return Tensors(self._device, self._stream, specs, batch)
+        """Tensors on the device, zero at first."""
+        tensors = Tensors(self._device, specs, batch)
+        tensors.zero(self._stream)
+        return tensors
 
     def _common_buckets(self) -> tuple[int, ...]:
         """Batches that both graphs of the inner loop have a profile for."""
@@ -222,7 +238,7 @@ class TensorRTDenoising:
     def latents(self, slots: Sequence[int]) -> Float32:
         """See Denoising.latents."""
         parts: list[Float32] = [
-            self._runner.transfers.download(lane.tensors, "x", [row])
+            self._runner.transfers.download(lane.tensors["x"], [row])
             for lane, row in (self._rows[slot] for slot in slots)
         ]
         return np.concatenate(parts)
@@ -268,7 +284,7 @@ class _Lane:
         state = {spec.name for spec in prepare.graph.outputs}
         self._kept = [*state, *_FEEDBACK.values()]  # what a segment is, beside what each call brings
         context = prepare.context(bucket, runner.stream)
-        context.bind({**self._given.addresses(), **{name: self.tensors.address(name) for name in state}})
+        context.bind({**self._given.addresses(), **{name: self.tensors[name].at(0) for name in state}})
         self._prepare = Work(runner.stream, context)
         context = step.context(bucket, runner.stream)
         context.bind(self.tensors.addresses())
@@ -284,7 +300,8 @@ class _Lane:
         }
         transfers.upload(self._given, given)
         transfers.upload(self.tensors, {"x": segments.x})
-        self._stream.zero(self.tensors.address("history"), self.bucket * self.tensors.row_bytes("history"))
+        history = self.tensors["history"]
+        self._stream.zero(history.at(0), self.bucket * history.row_bytes)
         self._prepare()
 
     def step(self, calls: Arrays, noise: Float32 | None, transfers: Transfers) -> None:
@@ -297,14 +314,13 @@ class _Lane:
     def take(self, row: int, source: "_Lane", from_row: int) -> None:
         """Copy a segment of another lane."""
         for name in self._kept:
-            self._stream.copy(
-                self.tensors.address(name, row), source.tensors.address(name, from_row), self.tensors.row_bytes(name)
-            )
+            own = self.tensors[name]
+            self._stream.copy(own.at(row), source.tensors[name].at(from_row), own.row_bytes)
 
     def _feed_back(self) -> None:
         for output, name in _FEEDBACK.items():
-            size = self.bucket * self.tensors.row_bytes(name)
-            self._stream.copy(self.tensors.address(name), self.tensors.address(output), size)
+            own = self.tensors[name]
+            self._stream.copy(own.at(0), self.tensors[output].at(0), self.bucket * own.row_bytes)
 
 
 def split(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:

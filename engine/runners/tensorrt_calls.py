@@ -1,15 +1,37 @@
 """Work of a plan on a stream: recorded at its first run, and launched as a whole from then on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from nuwaxl.engine.runners.arrivals import Arrivals
 from nuwaxl.engine.runners.device.base import Device, Graph, Stream
+from nuwaxl.engine.runners.slots import Tensor, Tensors
+from nuwaxl.engine.runners.staging import Stages
+from nuwaxl.engine.runners.stored import from_stored, stored, to_stored
 from nuwaxl.engine.runners.tensorrt_engine import Context, PlanEngine
-from nuwaxl.engine.runners.tensorrt_memory import Tensors, Transfers
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class Transfers:
+    """Copies between arrays and the tensors of one stream's plans."""
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self.stream = stream
+        self.arrivals = Arrivals(device, stream)
+        self._stages = Stages(device, 2)
+
+    def upload(self, tensors: Tensors, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Queue copies of arrays into the first rows of tensors."""
+        sent = {tensors[name].at(0): to_stored(array, tensors[name].spec.dtype) for name, array in arrays.items()}
+        self._stages.send(self.stream, sent)
+
+    def download(self, tensor: Tensor, rows: Sequence[int]) -> NDArray[Any]:
+        """Some rows of a tensor, as an array of its own; waits for what makes them."""
+        dtype = tensor.spec.dtype
+        return from_stored(self.arrivals.rows(tensor, rows, stored(dtype)).wait(), dtype)
 
 
 class Work:
@@ -54,16 +76,22 @@ class Call:
     def __init__(self, engine: PlanEngine, bucket: int, device: Device, transfers: Transfers) -> None:
         self._transfers = transfers
         self._outputs = [spec.name for spec in engine.graph.outputs]
-        self._tensors = Tensors(device, transfers.stream, (*engine.graph.inputs, *engine.graph.outputs), bucket)
+        self._tensors = Tensors(device, (*engine.graph.inputs, *engine.graph.outputs), bucket)
+        self._tensors.zero(transfers.stream)
         context = engine.context(bucket, transfers.stream)
         context.bind(self._tensors.addresses())
         self._work = Work(transfers.stream, context)
 
     def run(self, inputs: Arrays, count: int) -> Arrays:
         """The outputs of the first `count` rows."""
+        tensors = self.queue(inputs)
+        return {name: self._transfers.download(tensors[name], range(count)) for name in self._outputs}
+
+    def queue(self, inputs: Arrays) -> Tensors:
+        """Queue it; its tensors, which hold the outputs until the next call."""
         self._transfers.upload(self._tensors, inputs)
         self._work()
-        return {name: self._transfers.download(self._tensors, name, range(count)) for name in self._outputs}
+        return self._tensors
 
     def free(self) -> None:
         """Give its memory back."""

@@ -8,9 +8,8 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.tensorrt_acceptance import compare
-from nuwaxl.engine.runners.tensorrt_calls import executor
+from nuwaxl.engine.runners.tensorrt_calls import Transfers, executor
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
-from nuwaxl.engine.runners.tensorrt_memory import Transfers
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.engine.samples import Run
 from nuwaxl.errors import InputError

@@ -79,6 +79,7 @@ class TorchRunner:
         place = device.device
         self._device = device
         self._stream = torch.cuda.Stream(place) if device.on_cuda else None
+        self._copies = torch.cuda.Stream(place) if device.on_cuda else None
         if device.on_cuda:
             torch.backends.cudnn.benchmark = True  # the whole process's, as all of torch's settings
             if device.dtype == torch.float32:
@@ -163,10 +164,28 @@ class TorchRunner:
         """Drop all but these slots of a batch."""
         slots.keep(wanted)
 
-    @_on_device
     def decode(self, latents: Float32) -> UInt8:
         """See Runner.decode."""
-        return _array(self._video(self._tensor(latents)))
+        return self.begin_decode(latents)()
+
+    @_on_device
+    def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
+        """See DecodesLater. On the CPU it is done at once."""
+        video = self._video(self._tensor(latents))
+        if self._stream is None or self._copies is None:
+            return functools.partial(_array, video)
+        host = torch.empty(video.shape, dtype=video.dtype, pin_memory=True)
+        self._copies.wait_stream(self._stream)
+        with torch.cuda.stream(self._copies):
+            host.copy_(video, non_blocking=True)
+            video.record_stream(self._copies)
+            landed = self._copies.record_event()
+        return functools.partial(self._landed, landed, host)
+
+    @_on_device
+    def _landed(self, landed: torch.cuda.Event, host: Tensor) -> UInt8:
+        landed.synchronize()
+        return _array(host)
 
     @_on_device
     def encode(self, video: UInt8) -> Float32:

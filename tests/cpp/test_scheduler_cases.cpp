@@ -108,4 +108,55 @@ TEST(segments_of_a_failed_video_do_not_come_back_from_a_lost_device) {
     CHECK(!scheduler.has_ready() && !scheduler.try_next(1).has_value());
 }
 
+TEST(windows_on_their_way_from_a_lost_device_are_decoded_again) {
+    Scheduler scheduler(Policy::kEager, devices(2), 8);
+    scheduler.add(Plan(16, 16), 1, {{0, 9}, {6, 15}}, 2);
+    scheduler.close();
+    finish(scheduler, *scheduler.next(0));
+    scheduler.next(0);
+    scheduler.leave(0);
+    CHECK((scheduler.try_next(0)->items == Items{{0, 1}}));
+    scheduler.lost(0);
+    for (std::int64_t window = 0; window < 2; ++window) {
+        const Work again = *scheduler.next(1);
+        CHECK((again.items == Items{{0, window}}));
+        finish(scheduler, again);
+    }
+    CHECK(scheduler.finished());
+}
+
+TEST(the_end_waits_for_a_window_on_its_way) {
+    Scheduler scheduler(Policy::kEager, devices(2), 8);
+    scheduler.add(Plan(16, 16), 1, {{0, 15}}, 1);
+    scheduler.close();
+    finish(scheduler, *scheduler.next(0));
+    scheduler.next(0);
+    scheduler.leave(0);
+    CHECK(!scheduler.finished() && !scheduler.try_next(0).has_value());
+    std::atomic<bool> ended = false;
+    std::thread other([&] {
+        CHECK(!scheduler.next(1).has_value());
+        ended = true;
+    });
+    std::this_thread::sleep_for(20ms);
+    CHECK(!ended);  // device 0 might still be lost
+    scheduler.arrived(0);
+    other.join();
+    CHECK(scheduler.finished());
+}
+
+TEST(a_window_on_its_way_of_a_failed_video_is_ignored) {
+    for (const bool arrives : {true, false}) {
+        Scheduler scheduler(Policy::kEager, devices(2), 8);
+        scheduler.add(Plan(16, 16), 1, {{0, 15}}, 1);
+        scheduler.close();
+        finish(scheduler, *scheduler.next(0));
+        scheduler.next(0);
+        scheduler.leave(0);
+        scheduler.fail(0);
+        arrives ? scheduler.arrived(0) : scheduler.lost(0);
+        CHECK(scheduler.finished() && !scheduler.try_next(1).has_value());
+    }
+}
+
 int main() { return check::run_all(); }

@@ -1,5 +1,6 @@
 """BoundRunners that run here: on the host's memory, and on the CUDA layer over a fake that runs everything late."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,11 +39,14 @@ def on_fake(bundle: Bundle, cuda: FakeCuda, options: Callable[[int | None], Any]
 
 
 class LateSession:
-    """A session of the CPU provider that a stream runs. `ran` counts (rows, options) of its bound runs."""
+    """A session of the CPU provider that a stream runs. `ran` has (rows, options) of its bound runs, `threads` who made
+    them, `released` the numbers of captured graphs given up."""
 
     def __init__(self, cuda: FakeCuda, stream: int, session: Any) -> None:
         self._cuda, self._stream, self._session = cuda, stream, session
         self.ran: list[tuple[int, Any]] = []
+        self.threads: set[int] = set()
+        self.released: list[int] = []
 
     def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
         self._cuda.drain()
@@ -53,7 +57,12 @@ class LateSession:
 
     def run_with_iobinding(self, binding: "LateBinding", options: Any) -> None:
         self.ran.append((binding.rows, options))
+        self.threads.add(threading.get_ident())
         self._cuda.objects[self._stream].add(lambda: self._session.run_with_iobinding(binding.real))
+
+    def release_captured_graph(self, number: int) -> None:
+        assert self.threads == {threading.get_ident()}
+        self.released.append(number)
 
 
 class LateBinding:

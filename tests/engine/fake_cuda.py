@@ -6,6 +6,7 @@ which forgets to wait, or changes memory too early, fails here too.
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -54,7 +55,7 @@ class FakeCuda:
     """The functions that engine/runners/device/cuda.py calls, with their answers as cuda-bindings gives them.
 
     Attributes:
-        calls: (function, arguments) in order, without cudaSetDevice.
+        calls: (function, arguments) in order, without cudaSetDevice and cudaThreadExchangeStreamCaptureMode.
         live: what was made and not freed, by handle: "device", "host", "stream", "event", "graph", "exec".
         fail: status to answer with, by function, from the nth call on: {"cudaMalloc": (status, n)}.
     """
@@ -74,6 +75,7 @@ class FakeCuda:
         self.live: dict[int, str] = {}
         self.fail: dict[str, tuple[Status, int]] = {}
         self.objects: dict[int, Any] = {}
+        self.unminding: set[int] = set()  # threads whose calls may not end the captures of others
         self._storage: dict[int, Any] = {}
         self._next = 1000
 
@@ -91,6 +93,7 @@ class FakeCuda:
             stream.drain()
 
     def _called(self, name: str, *arguments: Any) -> Status:
+        assert name == "cudaGetDeviceCount" or threading.get_ident() in self.unminding
         self.calls.append((name, arguments))
         status, after = self.fail.get(name, (Status.cudaSuccess, 0))
         return status if self.names().count(name) > after else Status.cudaSuccess
@@ -134,6 +137,11 @@ class FakeCuda:
     def cudaSetDevice(self, device: int) -> tuple[Status]:
         self.current = device
         return (Status.cudaSuccess,)
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: int) -> tuple[Status, int]:
+        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.unminding.add(threading.get_ident())
+        return Status.cudaSuccess, 0
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
         return self._called("cudaGetDeviceProperties", device), SimpleNamespace(name=b"NVIDIA Fake")

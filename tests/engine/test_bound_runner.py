@@ -101,6 +101,20 @@ def test_text_and_frames_are_encoded_as_the_plain_runner_does(runner: BoundRunne
     np.testing.assert_array_equal(runner.encode(video), plain.encode(video))
 
 
+def test_frames_come_while_the_device_goes_on(runner: BoundRunner, bundle: Bundle) -> None:
+    plain, random = OnnxRuntimeRunner(bundle, WORKER), np.random.default_rng(3)
+    latents = [random.standard_normal((count, 4, 3, 8, 8)).astype(np.float32) for count in (1, 3, 2)]
+    batch = segments(random, 2)
+    denoising = runner.start(batch)
+    clips = []
+    for given in latents:
+        clips.append(runner.begin_decode(given.copy()))
+        denoising.step(np.array([9, 5]), np.full((2, 6), 0.3, np.float32), np.ones(2, np.float32), None)
+    denoising.latents([0, 1])
+    for given, clip in zip(reversed(latents), reversed(clips), strict=True):
+        np.testing.assert_array_equal(clip(), plain.decode(given))
+
+
 def test_a_render_has_the_frames_of_the_plain_runner(runner: BoundRunner, bundle: Bundle, story_file: Path) -> None:
     def frames(of: Runner) -> np.ndarray:
         with Engine(bundle, (WORKER,), (of,)) as engine:
@@ -212,6 +226,7 @@ def test_newcomers_that_find_no_memory_leave_the_batch_as_it_was(bundle: Bundle,
     random = np.random.default_rng(0)
     first, more = segments(random, 2), segments(random, 5)
     batches = [runner.start(first), plain.start(first)]
+    batches[0].latents([0, 1])  # so that there is memory for what is read
     cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation, cuda.names().count("cudaMalloc") + 4
     memory = list(cuda.live.values()).count("device")
     with pytest.raises(RenderError, match="--max-batch"):

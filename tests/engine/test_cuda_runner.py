@@ -19,9 +19,10 @@ from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners import cuda as runner_cuda
 from nuwaxl.engine.runners import custom_ops
+from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.runners.device import cuda as device_cuda
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, RenderError
 
 from .bound import LateSession
 from .fake_cuda import FakeCuda
@@ -56,6 +57,12 @@ class FakeRuntime:
         session.get_providers = lambda: self.started  # type: ignore[attr-defined]
         self.sessions[graph] = session
         return session
+
+
+def segments(count: int) -> Segments:
+    x = np.ones((count, 4, 3, 8, 8), np.float32)
+    prompt = np.ones((count, 4, 3, 2), np.float32)
+    return Segments(x, prompt, prompt[:, 0], x, x[:, :, :1])
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
 ) -> None:
     runner = runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER)
     runner.encode_text(np.array([[1, 2, 3]]))
-    assert list(cuda.live.values()).count("stream") == 1
+    assert list(cuda.live.values()).count("stream") == 2  # the other one copies results to the host
     for graph, options in runtime.opened.items():
         assert options["user_compute_stream"] == str(runner.stream.handle)
         assert options["device_id"] == "0"
@@ -109,6 +116,55 @@ def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
     assert not cuda.live
     runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER, tf32=True).close()
     assert runtime.opened["step"]["use_tf32"] == "1"
+
+
+def test_all_steps_are_run_by_one_thread_whoever_asks(tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda) -> None:
+    """The provider keeps what it captured by the thread; a render's workers are threads of its own."""
+    with Engine.open(tiny_bundle, devices="cuda:0") as engine:
+        for seed in range(2):
+            list(engine.render(Story([(0, "sea")]), frames=20, seed=seed))
+        step, decode = runtime.sessions["step"], runtime.sessions["decode"]
+        assert len(step.threads) == 1
+        assert not step.threads & decode.threads
+        assert len(step.ran) > 20
+        assert step.threads <= cuda.unminding
+
+
+def test_a_failure_of_a_step_reaches_who_asked(tiny_bundle: Path, runtime: FakeRuntime) -> None:
+    with Engine.open(tiny_bundle, devices="cuda:0") as engine:
+        engine.costs()
+
+        def fail(*_: Any) -> None:
+            raise ValueError("no such kernel")
+
+        runtime.sessions["step"].run_with_iobinding = fail  # type: ignore[method-assign]
+        with pytest.raises(RenderError, match="ValueError: no such kernel"):
+            list(engine.render(Story([(0, "sea")]), frames=20))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(
+    tiny_bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    if not knows:  # before onnxruntime 1.27
+        monkeypatch.delattr(LateSession, "release_captured_graph")
+    with Engine.open(tiny_bundle, devices="cuda:0") as engine:
+        (runner,) = engine._runners
+        session = runtime.sessions["step"]
+        denoising = runner.start(segments(1))
+
+        def step(count: int) -> None:
+            denoising.step(np.full(count, 9), np.ones((count, 6), np.float32), np.ones(count, np.float32), None)
+
+        step(1)
+        assert session.released == []
+        denoising.join(segments(3))
+        step(4)
+        step(4)
+        denoising.join(segments(1))
+        assert session.released == ([1, 2] if knows else [])
+        step(5)
+        assert len(session.ran) == 4
 
 
 def test_run_options_say_which_graph_is_replayed() -> None:

@@ -231,6 +231,29 @@ def test_what_a_lost_device_held_goes_to_another_one() -> None:
     assert scheduler.stopped
 
 
+def test_a_device_goes_on_while_its_window_is_on_its_way() -> None:
+    scheduler = scheduler_for(video(16, windows=[(0, 7), (8, 15)], ahead=2), devices=2)
+    scheduler.close()
+    finish(scheduler, take(scheduler, 0))
+    assert take(scheduler, 0).items == [(0, 0)]
+    scheduler.leave(0)
+    assert scheduler.held(0) == []
+    with pytest.raises(ValueError, match=r"expected no window on its way from device 0.*arrived\(device\)"):
+        scheduler.next(0)
+    assert take(scheduler, 0).items == [(0, 1)]
+    with pytest.raises(ValueError, match="expected device 0 to hold a window, with no other on its way"):
+        scheduler.leave(0)
+    scheduler.done(0, [(0, 1)])
+    assert not scheduler.job_finished(0)
+    assert not scheduler.finished
+    scheduler.arrived(0)
+    assert scheduler.job_finished(0)
+    assert scheduler.finished
+    for refused in (scheduler.leave, scheduler.arrived):
+        with pytest.raises(ValueError, match="found none"):
+            refused(0)
+
+
 def test_a_failed_job_is_dropped_and_what_is_held_of_it_ignored() -> None:
     scheduler = scheduler_for(video(100), video(100), devices=1)
     work = take(scheduler, 0)

@@ -20,8 +20,8 @@ from nuwaxl.engine.runners.base import Denoising, Runner, Segments
 from nuwaxl.engine.runners.device import cuda as device_cuda
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.runners.stored import from_stored, to_stored
 from nuwaxl.engine.runners.tensorrt import TensorRTRunner, split
-from nuwaxl.engine.runners.tensorrt_memory import from_stored, to_stored
 from nuwaxl.errors import InputError, RenderError
 
 from .fake_cuda import FakeCuda

@@ -1,11 +1,14 @@
 """A CUDA device over the runtime API of `cuda.bindings` (the package cuda-bindings, 12.x or 13.x).
 
 CUDA's current device belongs to the thread, and a runner's worker thread is not the one that opened it: every call
-sets it first. The runtime uses the device's primary context, the one that ONNX Runtime, TensorRT and torch use too.
+sets it first. A thread's first call also lets captures of other threads be: ONNX Runtime captures its CUDA graphs in
+the mode in which, without this, an allocation by any thread fails and ends the capture. The runtime uses the device's
+primary context, the one that ONNX Runtime, TensorRT and torch use too.
 """
 
 import ctypes
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -70,6 +73,7 @@ class CudaDevice:
         self._cuda = load_cuda() if cuda is None else cuda
         self.index = index
         self._live: dict[int, _Resource] = {}  # in the order they were made
+        self._thread = threading.local()
         count = self._count()
         if not 0 <= index < count:
             raise InputError(
@@ -136,10 +140,19 @@ class CudaDevice:
             RenderError: any other error.
         """
         if function != "cudaGetDeviceCount":
-            self._check("cudaSetDevice", self._cuda.cudaSetDevice(self.index)[0])
+            self.enter()
         status, *answer = getattr(self._cuda, function)(*arguments)
         self._check(function, status, arguments)
         return answer[0] if len(answer) == 1 else answer
+
+    def enter(self) -> None:
+        """Make this device the calling thread's current one, and let captures of other threads be from now on."""
+        self._check("cudaSetDevice", self._cuda.cudaSetDevice(self.index)[0])
+        if not hasattr(self._thread, "entered"):
+            mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+            status = self._cuda.cudaThreadExchangeStreamCaptureMode(mode)[0]
+            self._check("cudaThreadExchangeStreamCaptureMode", status)
+            self._thread.entered = True
 
     def own(self, resource: _Resource) -> None:
         """Remember what `close` has to free."""

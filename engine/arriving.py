@@ -1,0 +1,48 @@
+"""A decoded window on its way from a device to the host, while the device goes on."""
+
+from collections.abc import Callable
+
+from nuwaxl.engine.batch import Item
+from nuwaxl.engine.job import Clip
+from nuwaxl.errors import DeviceLost
+
+
+class Arriving:
+    """At most one clip of one device; false where there is none.
+
+    Args:
+        came: takes a window, its clip, and when its decoding began.
+        failed: takes a window and why there is no clip of it.
+    """
+
+    def __init__(
+        self, came: Callable[[Item, Clip, float], None], failed: Callable[[Item, BaseException], None]
+    ) -> None:
+        self._came, self._failed = came, failed
+        self._clip: tuple[Item, Callable[[], Clip], float] | None = None
+
+    def __bool__(self) -> bool:
+        return self._clip is not None
+
+    def begin(self, item: Item, clip: Callable[[], Clip], start: float) -> None:
+        """A window whose decoding was queued: `clip` waits for it."""
+        assert self._clip is None
+        self._clip = item, clip, start
+
+    def wait(self) -> None:
+        """Wait for the clip, if there is one, and hand it over.
+
+        Raises DeviceLost; then it is still on its way, for who asks the scheduler.
+        """
+        if self._clip is None:
+            return
+        item, take, start = self._clip
+        try:
+            clip = take()
+        except DeviceLost:
+            raise
+        except BaseException as error:
+            self._failed(item, error)
+        else:
+            self._came(item, clip, start)
+        self._clip = None

@@ -1,0 +1,138 @@
+"""Renders on devices that go on while decoded frames come to the host."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nuwaxl.engine import Engine, Story, Task
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import parse_devices
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.errors import DeviceLost, RenderError
+
+STORY = Story([(0, "red sky"), (9, "blue sea")], seed=3)
+SEA = Story([(0, "sea")])
+
+
+class Later(OnnxRuntimeRunner):
+    """Frames are there when they are asked for; `seen` tells what happened in which order."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seen: list[str] = []
+        self.on_clip: Callable[[np.ndarray], None] = lambda latents: None
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.seen.append("step")
+        return super().step(inputs)
+
+    def begin_decode(self, latents: np.ndarray) -> Callable[[], np.ndarray]:
+        self.seen.append("begin")
+        given = latents.copy()
+
+        def video() -> np.ndarray:
+            self.seen.append("clip")
+            self.on_clip(given)
+            return super(Later, self).decode(given)
+
+        return video
+
+
+@pytest.fixture
+def later(tiny_bundle: Path) -> Callable[[str], tuple[Engine, list[Later]]]:
+    def make(devices: str) -> tuple[Engine, list[Later]]:
+        bundle, workers = Bundle.open(tiny_bundle), parse_devices(devices)
+        runners = [Later(bundle, worker) for worker in workers]
+        engine = Engine(bundle, workers, tuple(runners))
+        engine.costs()
+        for runner in runners:
+            runner.seen.clear()
+        return engine, runners
+
+    return make
+
+
+def frames(engine: Engine, story: Story = STORY, count: int = 100) -> np.ndarray:
+    return np.concatenate([clip.frames for clip in engine.render(story, frames=count)]).astype(int)
+
+
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:3"])
+@pytest.mark.parametrize("policy", ["level", "eager", "latency"])
+def test_the_frames_are_those_of_a_runner_that_waits(
+    later: Callable[[str], tuple[Engine, list[Later]]], tiny_bundle: Path, devices: str, policy: str
+) -> None:
+    with Engine.open(tiny_bundle, devices=devices) as engine:
+        expected = frames(engine)
+    engine, runners = later(devices)
+    with engine:
+        found = np.concatenate([clip.frames for clip in engine.render(STORY, frames=100, policy=policy)])
+    assert np.abs(found - expected).max() <= 1
+    seen = [one for runner in runners for one in runner.seen]
+    assert seen.count("begin") == seen.count("clip") > 0
+
+
+def test_the_device_has_its_next_work_before_the_clip_is_waited_for(
+    later: Callable[[str], tuple[Engine, list[Later]]],
+) -> None:
+    engine, (runner,) = later("cpu:1")
+    with engine:
+        list(engine.render_many([Task(STORY, frames=40, seed=seed) for seed in range(6)], max_batch=1))
+    behind = [runner.seen[i + 1] for i, what in enumerate(runner.seen[:-1]) if what == "begin"]
+    # Where there is other work: not for the last windows, nor while nobody takes the clips.
+    assert behind.count("step") > 2
+    assert behind.count("begin") > 0
+    # At most two are on their way, the second only until the first is taken.
+    under_way = np.cumsum([{"begin": 1, "clip": -1, "step": 0}[what] for what in runner.seen])
+    assert under_way.max() <= 2
+    assert under_way[-1] == 0
+
+
+def test_a_clip_that_was_on_its_way_from_a_lost_device_is_decoded_by_another(
+    later: Callable[[str], tuple[Engine, list[Later]]], tiny_bundle: Path
+) -> None:
+    with Engine.open(tiny_bundle) as engine:
+        expected = frames(engine)
+    engine, runners = later("cpu:2")
+
+    def unplugged(latents: np.ndarray) -> None:
+        raise DeviceLost("unplugged")
+
+    runners[1].on_clip = unplugged
+    with engine:
+        assert np.abs(frames(engine) - expected).max() <= 1
+        runners[0].on_clip = runners[1].on_clip = unplugged
+        with pytest.raises(RenderError, match="unplugged"):
+            frames(engine)
+
+
+def test_a_clip_that_fails_fails_its_video_alone(later: Callable[[str], tuple[Engine, list[Later]]]) -> None:
+    engine, (runner,) = later("cpu:1")
+    failed = []
+
+    def first_fails(latents: np.ndarray) -> None:
+        if not failed:
+            failed.append(latents)
+            raise ValueError("no such picture")
+
+    runner.on_clip = first_fails
+    with engine:
+        videos = engine.render_many([Task(STORY, frames=30), Task(SEA, frames=30, seed=4)])
+        list(videos)
+        errors = [result.error for result in videos.results]
+        assert sum(error is not None for error in errors) == 1
+        assert "decode [0]: ValueError: no such picture" in str(next(error for error in errors if error is not None))
+        runner.on_clip = lambda latents: None
+        assert len(frames(engine)) == 100
+
+
+def test_leaving_a_render_early_leaves_no_worker(
+    later: Callable[[str], tuple[Engine, list[Later]]], no_worker_is_left: None
+) -> None:
+    engine, _ = later("cpu:2")
+    with engine:
+        clips = iter(engine.render(STORY, frames=100))
+        next(clips)
+        clips.close()
