@@ -134,6 +134,13 @@ def test_a_cached_array_that_is_not_of_its_video_is_refused_by_name(
     np.testing.assert_array_equal(again.read(0, np.arange(96)), array.astype(np.float32))
 
 
+def test_a_cache_that_cannot_be_made_is_refused_by_name(cartoons: Path, network: TKLVAE, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = LatentCache(tmp_path / "file", network, EpisodeFolder(cartoons), LENGTH)
+    with pytest.raises(InputError, match=r"latents that can be made at .*file; found Not a directory"):
+        cache.fill([0], show_progress=False)
+
+
 def test_an_interrupted_fill_keeps_what_is_whole_and_takes_nothing_else_for_it(
     cartoons: Path, network: TKLVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,8 +42,19 @@ class PartialCaptions:
     def open(cls, path: Path, made_by: Mapping[str, Any], every: int, batch_size: int) -> Self:
         """Start the file, or go on with it. A last batch that is not whole is made again.
 
-        Raises InputError if it was made by something else.
+        Raises InputError if it was made by something else, or cannot be written.
         """
+        try:
+            return cls._open(path, made_by, every, batch_size)
+        except OSError as error:
+            raise InputError(
+                expected=f"a folder {path.parent} where captions can be written",
+                found=f"{error.strerror or error}: {path.name}",
+                fix="change its permissions, or copy the videos",
+            ) from error
+
+    @classmethod
+    def _open(cls, path: Path, made_by: Mapping[str, Any], every: int, batch_size: int) -> Self:
         first = json.dumps(made_by, sort_keys=True).encode() + b"\n"
         content = path.read_bytes() if path.exists() else b""
         lines = content.splitlines(keepends=True)

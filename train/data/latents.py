@@ -42,9 +42,17 @@ class LatentCache:
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
         """Encode the episodes that are not cached yet; what an interrupted call finished is kept.
 
-        Raises InputError, naming the file, for a cached array that is not of its video and for a video that fails.
+        Raises InputError, naming the file, for a cached array that is not of its video and for a video that fails, or
+        if the cache's folder cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                expected=f"a folder for latents that can be made at {self.folder.parent}",
+                found=error.strerror or str(error),
+                fix="name another by [training] latents",
+            ) from error
         missing = []
         for episode in episodes:
             if self.path(episode).exists():

@@ -149,6 +149,12 @@ def test_an_interrupted_call_leaves_no_caption_file_and_is_taken_up_where_it_sto
     assert not list(folder.glob("*.partial"))
 
 
+def test_a_folder_where_no_captions_can_be_written_is_refused_before_any_work(folder: Path) -> None:
+    (folder / "b.jsonl.partial").mkdir()
+    with pytest.raises(InputError, match=r"where captions can be written; found .*: b\.jsonl\.partial"):
+        caption(folder, lambda frames: pytest.fail("captioned"))
+
+
 @pytest.mark.parametrize("change", [{"every": 3}, {"model": "other"}])
 def test_captions_of_another_model_or_option_are_not_continued(folder: Path, change: dict[str, object]) -> None:
     with pytest.raises(KeyboardInterrupt):
