@@ -1,4 +1,4 @@
-"""What one share of a batch teaches MTD (eq. 4, 5; section 3.2): what the network is given, and what it is judged by."""
+"""What a batch teaches MTD (eq. 4, 5; section 3.2): what the network is given, and what it is judged by."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from nuwaxl.train.mtd import MTDTask
 from tests.train.small import mtd_task, run_config, write_tklvae
 
 BATCH = 24
+WHOLE = Share()
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def task_of(cartoons: Path, folder: Path, out: Path, **training: Any) -> MTDTask
     return mtd_task(run_config(cartoons, out, batch_size=BATCH), folder, **training)
 
 
-def seen_by_the_network(task: MTDTask, share: Share = Share(), answer: float = 0.0) -> tuple[list[Tensor], Any]:
+def seen_by_the_network(task: MTDTask, share: Share = WHOLE, answer: float = 0.0) -> tuple[list[Tensor], Any]:
     """The network's arguments in `loss`, and what that returns where the network answers one number everywhere."""
     seen: list[Tensor] = []
 
