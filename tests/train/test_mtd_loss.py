@@ -77,7 +77,7 @@ def test_the_loss_is_the_mean_square_over_all_frames_between_answer_and_target(
     assert float(noise.std()) == pytest.approx(1.0, abs=0.1)
     target = noise if prediction == "eps" else abar.sqrt() * noise - (1 - abar).sqrt() * x_0
     errors = (target - 0.5).square().mean(dim=(1, 2, 3, 4))
-    assert float(objective.loss) == pytest.approx(float(errors.mean()), rel=1e-3)
+    assert objective.loss.item() == pytest.approx(float(errors.mean()), rel=1e-3)
     assert objective.figures["loss"] == pytest.approx(float(errors.mean()), rel=1e-3)
     for depth in (0, 1):
         of_depth = errors[[segment.depth == depth for segment in segments]]
