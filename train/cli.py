@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nuwaxl.cli import Parser, positive_int, run, say
+from nuwaxl.cli import Parser, positive_int, run, say, seed
 from nuwaxl.errors import InputError
 from nuwaxl.files import check_file
 from nuwaxl.train.data.cli import add_data_commands, require_torch, run_data_command
@@ -27,8 +27,8 @@ On several GPUs, or processes on CPUs, the same command after "accelerate launch
 
 
 _EPILOG = """\
-exit status: 0 all was done, 1 it failed, 2 bad arguments or input, 130 interrupted; nuwaxl-train COMMAND --help says
-more of a command, docs/training.md of the configuration"""
+exit status: 0 all was done, 1 it failed, 2 bad arguments or input, 130 interrupted, 143 terminated; nuwaxl-train
+COMMAND --help says more of a command, docs/training.md of the configuration"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
         command.add_argument(
-            "--resume", action="store_true", help="go on from the newest checkpoint in the output folder"
+            "--resume",
+            action="store_true",
+            help="go on from the newest checkpoint in the output folder, if there is one",
         )
         command.add_argument("--data", help="folder of videos, instead of the configuration's")
         command.add_argument("--out", help="output folder, instead of the configuration's")
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--length", type=positive_int, default=16, help="L, frames a diffusion, default %(default)s")
     init.add_argument("--height", type=positive_int, default=256, help="in pixels, default %(default)s")
     init.add_argument("--width", type=positive_int, default=256, help="in pixels, default %(default)s")
-    init.add_argument("--seed", type=int, default=0, help="of the random weights, default %(default)s")
+    init.add_argument("--seed", type=seed, default=0, help="of the random weights, default %(default)s")
 
     describe = commands.add_parser("describe", help="count a model's parameters by part")
     describe.add_argument("model", metavar="PRESET|MODEL_DIR", help='"sd15" or a model directory')

@@ -231,6 +231,18 @@ def test_a_value_in_the_place_of_a_table_is_one_line_and_status_2(
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", [["init", "--random", "sd15", "out"], ["data", "cartoon", "out"]])
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_a_seed_that_torch_cannot_take_is_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str], seed: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--seed", seed])
+    assert "--seed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_configuration_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mtd", str(tmp_path / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from nuwaxl.train.cli import main
 from nuwaxl.train.config import TKLVAEConfig, from_table
 from nuwaxl.train.distributed import Processes
 from nuwaxl.train.networks.tklvae import TKLVAE
-from tests.train.small import WITHOUT_GRADIENT, run_config
+from tests.train.small import NETWORKS, WITHOUT_GRADIENT, run_config, write_tklvae
 
 CONFIG = """
 [run]
@@ -39,7 +39,7 @@ init = "{init}"
 [tklvae]
 {network}
 """
-NETWORK = {"latent_channels": 2, "block_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4, "temporal_heads": 2}
+SIZES = {"latent_channels": 2, "block_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4, "temporal_heads": 2}
 GAME = "adversarial_weight = 0.5\nadversarial_start = 1\ndiscriminator_channels = 8"
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 ACCELERATE += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -63,7 +63,7 @@ def test_two_processes_equal_one(
             init=init,
             training=training,
             accumulation=parts,
-            network="\n".join(f"{key} = {value}" for key, value in NETWORK.items()),
+            network="\n".join(f"{key} = {value}" for key, value in SIZES.items()),
         )
         (tmp_path / f"{name}.toml").write_text(text)
     assert main(["tklvae", str(tmp_path / "one.toml")]) == 0
@@ -97,11 +97,50 @@ def test_two_processes_equal_one(
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_of_mtd_equal_one(cartoons: Path, tmp_path: Path) -> None:
+    """Each encodes one of the two videos, and takes its share of segments, dropped prompts, timesteps and noise."""
+    weights = write_tklvae(tmp_path / "tklvae.safetensors")
+    for name in ("one", "two"):
+        run = {"data": str(cartoons), "out": str(tmp_path / name), "steps": 3, "batch_size": 4, "learning_rate": 1e-3}
+        run |= {"warmup": 1, "log_every": 1, "checkpoint_every": 3, "device": "cpu"}
+        training = {"tklvae": str(weights), "depth": 2, "prompt_dropout": 0.5, "latents": str(tmp_path / f"l_{name}")}
+        tables = {"run": run, "training": training, **NETWORKS}
+        lines = [
+            line
+            for table, values in tables.items()
+            for line in (f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()))
+        ]
+        (tmp_path / f"{name}.toml").write_text("\n".join(lines))
+    assert main(["mtd", str(tmp_path / "one.toml")]) == 0
+    command = [sys.executable, "-m", *TORCHRUN, *COMMAND, "mtd", str(tmp_path / "two.toml")]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    latents = [sorted((tmp_path / f"l_{name}").rglob("*.npy")) for name in ("one", "two")]
+    assert [path.name for path in latents[0]] == [path.name for path in latents[1]]
+    assert len(latents[0]) == 2
+    for file in ("mtd", "text", "ema"):
+        first, second = (
+            checkpoint.load_weights(tmp_path / name / "step_00000003" / f"{file}.safetensors")
+            for name in ("one", "two")
+        )
+        assert len(first) > 10
+        for name, tensor in first.items():
+            if not name.endswith(WITHOUT_GRADIENT):
+                torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5, msg=f"{file}: {name}")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 3
+    for lines in zip(*logs, strict=True):
+        alone, shared = (json.loads(line) for line in lines)
+        assert set(alone) == set(shared)
+        for figure in set(alone) - {"seconds"}:
+            assert shared[figure] == pytest.approx(alone[figure], rel=1e-4), figure
+
+
 def _write_tklvae(path: Path) -> Path:
     """Weights whose decoder draws contrast. What an untrained one draws is nearly flat, and the discriminator's
     normalisation would blow up the last bits of it, in which processes may differ."""
     torch.manual_seed(3)
-    network = TKLVAE(from_table(TKLVAEConfig, NETWORK, "[tklvae]"))
+    network = TKLVAE(from_table(TKLVAEConfig, SIZES, "[tklvae]"))
     with torch.no_grad():
         network.decoder.conv_out.weight.mul_(10.0)
     checkpoint.save_weights(network.state_dict(), path)

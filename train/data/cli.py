@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nuwaxl.cli import positive_int, say
+from nuwaxl.cli import positive_int, say, seed
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.files import check_file, write_file
 
@@ -37,7 +37,7 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     cartoon.add_argument("out", type=Path, metavar="FOLDER")
     cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
     cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
-    cartoon.add_argument("--seed", type=int, default=7, help="default %(default)s")
+    cartoon.add_argument("--seed", type=seed, default=7, help="default %(default)s")
 
     check = commands.add_parser("check", help="say which videos of a folder training can use", description=_CHECK)
     check.add_argument("folder", type=Path, metavar="FOLDER")

@@ -1,6 +1,10 @@
 """nuwaxl-train data check: what each video of a folder is, and why one cannot be used."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +128,22 @@ def test_what_check_takes_training_takes_and_the_other_way_round(mixed: Path, tm
         else:
             with pytest.raises(InputError, match=Path(report.video).stem):
                 EpisodeFolder(folder)
+
+
+def test_the_documented_command_moves_aside_what_training_cannot_use(mixed: Path, tmp_path: Path) -> None:
+    from nuwaxl.train.data.episodes import EpisodeFolder
+
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```\nnuwaxl-train data check FOLDER --json report.json\n(.*?)```", text, re.DOTALL)
+    folder, aside = tmp_path / "a folder", tmp_path / "aside"
+    shutil.copytree(mixed, folder)
+    aside.mkdir()
+    assert main(["data", "check", str(folder), "--json", str(tmp_path / "report.json")]) == 1
+    script = block.replace("FOLDER", str(folder)).replace("ASIDE", str(aside)).replace("python ", f"{sys.executable} ")
+    subprocess.run(["sh", "-euc", script], cwd=tmp_path, check=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "a.mp4", "b.jsonl", "b.webm"]
+    assert len(list(folder.iterdir())) + len(list(aside.iterdir())) == len(list(mixed.iterdir()))
+    assert len(EpisodeFolder(folder)) == 2
 
 
 @pytest.mark.parametrize("arguments", [["no/such"], ["{good}", "--json", "no/such/folder/x.json"], ["{empty}"]])
