@@ -208,12 +208,11 @@ class MTDTask:
         x_t, target = self.forward_process(x_0, noise, timestep)
         prediction = self.network(x_t, timestep, self._embed(prompts), x_0 * mask, mask)
         errors = (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))
-        figures = {"loss": errors.mean().item()}
+        figures: dict[str, float | list[float]] = {"loss": errors.mean().item()}
         for depth in sorted({segment.depth for segment in segments}):
-            of_depth = [
+            figures[f"loss_depth_{depth}"] = [
                 error for segment, error in zip(segments, errors.tolist(), strict=True) if segment.depth == depth
             ]
-            figures[f"loss_depth_{depth}"] = sum(of_depth) / len(of_depth)
         return Objective(errors.mean(), figures)
 
     def publish(self, weights: dict[str, dict[str, Tensor]], folder: Path) -> None:

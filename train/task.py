@@ -18,12 +18,13 @@ from nuwaxl.train.distributed import Share
 class Objective:
     """The losses of one share of a batch, scalars with gradients, and figures to log.
 
+    A figure that shares have different numbers of is all of its values, so that each counts once in the log's mean.
     `loss` teaches the task's parameters. In a game there are two more: `adversarial` teaches them to deceive the
     discriminator, `discriminator` teaches that one not to be deceived.
     """
 
     loss: Tensor
-    figures: Mapping[str, float]
+    figures: Mapping[str, float | list[float]]
     adversarial: Tensor | None = None
     discriminator: Tensor | None = None
 

@@ -61,7 +61,7 @@ class Update:
             losses.append(_total(objective))
             self._backward(objective, len(parts), adversarial)
             for name, value in objective.figures.items():
-                figures.setdefault(name, []).append(value)
+                figures.setdefault(name, []).extend(value if isinstance(value, list) else [value])
         self._check_losses(torch.stack(losses), step)
 
         self.processes.average(p.grad for p in [*self.parameters, *self.opponent] if p.grad is not None)

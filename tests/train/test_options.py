@@ -83,6 +83,27 @@ def test_gradient_checkpointing_changes_no_gradient(cartoons: Path, encoded: Pat
         assert all(set(other.modules[name].state_dict()) == set(m.state_dict()) for name, m in one.modules.items())
 
 
+def test_the_logs_loss_by_depth_is_that_of_the_segments_however_they_are_shared(
+    cartoons: Path, encoded: Path, tmp_path: Path
+) -> None:
+    found = []
+    for accumulation in (1, 2):
+        run = run_config(cartoons, tmp_path, accumulation=accumulation)
+        task, processes = mtd_task(run, encoded), Processes.join(run)
+        update = Update(task, run, processes)
+        # The first step whose two parts have one segment of depth 0 and one and two of depth 1, or the other way round.
+        for step in range(20):
+            rng = update._rng(step)
+            rng.integers(2**62)
+            depths = [segment.depth for segment in task._segments(rng)]
+            if {sum(Share(part, 2).of(depths)) for part in range(2)} in ({1, 2}, {0, 1}):
+                break
+        found.append(processes.means(update(step)))
+    assert {"loss", "loss_depth_0", "loss_depth_1"} <= set(found[0]) == set(found[1])
+    for name in ("loss", "loss_depth_0", "loss_depth_1"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4), name
+
+
 def kept_bytes(forward: Callable[[], object], network: nn.Module) -> int:
     """Memory of the tensors that a forward pass keeps for the backward one, parameters apart."""
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
