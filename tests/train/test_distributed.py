@@ -69,7 +69,8 @@ def test_two_processes_equal_one(
     assert main(["tklvae", str(tmp_path / "one.toml")]) == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *launcher, *COMMAND, "tklvae", str(tmp_path / "two.toml")]
-    subprocess.run(command, check=True, env=environment, timeout=600)
+    run = subprocess.run(command, check=True, env=environment, timeout=600, stdout=subprocess.PIPE, text=True)
+    assert run.stdout.splitlines() == [str(tmp_path / "two" / "model")], "one process says where the model is"
 
     one, two = (tmp_path / name / "step_00000003" for name in ("one", "two"))
     weights = [checkpoint.load_weights(folder / "tklvae.safetensors") for folder in (one, two)]
