@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <iterator>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -91,12 +92,32 @@ private:
 void work(Load& load, std::int64_t device, unsigned seed, bool may_break) {
     Random random(seed);
     const auto breaks = [&] { return may_break && draw(random, 0, 400) == 0; };
-    while (const auto taken = load.scheduler.next(device)) {
+    std::optional<Item> left;  // a window on its way
+    const auto arrive = [&] {
+        const Item item = *std::exchange(left, std::nullopt);
+        load.decoded(item);
+        load.scheduler.arrived(device);
+        load.scheduler.consumed(item.job, item.id);
+    };
+    while (true) {
+        const auto taken = left ? load.scheduler.try_next(device) : load.scheduler.next(device);
+        if (!taken && !left) break;
         if (breaks()) return load.scheduler.lost(device);
+        if (!taken) {
+            arrive();
+            continue;
+        }
         if (taken->kind == Work::Kind::kDecode) {
-            load.decoded(taken->items.front());
+            const Item window = taken->items.front();
+            if (left) arrive();
+            if (draw(random, 0, 1) == 0) {
+                load.scheduler.leave(device);
+                left = window;
+                continue;
+            }
+            load.decoded(window);
             load.scheduler.done(device, taken->items);
-            load.scheduler.consumed(taken->items.front().job, taken->items.front().id);
+            load.scheduler.consumed(window.job, window.id);
             continue;
         }
         std::vector<std::pair<Item, std::int64_t>> held;  // and steps left
@@ -105,6 +126,7 @@ void work(Load& load, std::int64_t device, unsigned seed, bool may_break) {
             for (const Item& item : newcomers) held.emplace_back(item, load.steps(item.job));
             if (breaks()) return load.scheduler.lost(device);
             load.scheduler.advance(device);
+            if (left && draw(random, 0, 1) == 0) arrive();
             if (draw(random, 0, 3) == 0) std::this_thread::yield();
             std::vector<Item> finished;
             for (auto& [item, left] : held) {
