@@ -18,12 +18,13 @@ from nuwaxl.train.presets import SD15  # noqa: E402
 from .weightless import weightless, write_zeros  # noqa: E402
 
 GRAPHS = Path(__file__).parent / "sd15"
-NAMES = sorted(path.stem for path in GRAPHS.glob("*.onnx"))
+NAMES = ("decode", "encode", "prepare", "step", "text")
 # Parameters of the networks (docs/models.md), in bytes of float32: less what each graph leaves out.
 LEAST_WEIGHT_BYTES = {"text": 4.9e8, "step": 3.4e9, "prepare": 1e8, "decode": 1.9e8, "encode": 1.3e8}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of step's 3.8 GB of zeros a machine that is short of memory makes a minute.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "step" else n for n in NAMES])
 def test_tensorrt_rtx_reads_it_with_the_tensors_of_a_bundle(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra tensorrt-rtx")
     path = shutil.copy(GRAPHS / f"{name}.onnx", tmp_path)
@@ -44,7 +45,7 @@ def _spec(tensor: "onnx.ValueInfoProto") -> TensorSpec:
     return TensorSpec(tensor.name, (shape[0].dim_param, *(size.dim_value for size in shape[1:])), "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 25 to 150 s and 0.6 GB a graph
 @pytest.mark.parametrize("name", NAMES)
 def test_the_graphs_are_those_that_the_exporter_makes_now(name: str) -> None:
     assert serialized(weightless(name)) == (GRAPHS / f"{name}.onnx").read_bytes(), (
