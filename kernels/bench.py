@@ -149,10 +149,17 @@ def sampler_case(batch: int, device: str) -> Case:
 
 
 def measure(
-    batches: list[int], dtype: torch.dtype, device: str = "cuda", levels: Mapping[int, int] = LEVELS
+    batches: list[int],
+    dtype: torch.dtype,
+    device: str = "cuda",
+    levels: Mapping[int, int] = LEVELS,
+    news: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
     """Every kernel at every size, on a CUDA device with triton. On the CPU, with little of each, the operators'
-    reference forms: the figures then mean nothing."""
+    reference forms: the figures then mean nothing.
+
+    One that fails has its error in its row. `news` is given the report after every row.
+    """
     on_cuda = torch.device(device).type == "cuda"
     size = 1 if on_cuda else 2**-10
     flush = torch.empty(int(FLUSH_BYTES * size), dtype=torch.uint8, device=device)
@@ -169,35 +176,37 @@ def measure(
     factors = [torch.randn(side, side, dtype=dtype, device=device) for _ in range(2)]
     matmul = 2 * side**3 / seconds(partial(torch.matmul, *factors), flush)
     del factors
-    rows = []
-    for batch in batches:
-        for channels, pixels in [*levels.items(), (4, 0)]:
-            of_level = cases(batch, channels, pixels, dtype, device) if pixels else [sampler_case(batch, device)]
-            for name, kernel, opponent, moved, operations in of_level:
-                ours, theirs = seconds(kernel, flush), seconds(opponent, flush)
-                rows.append(
-                    {
-                        "kernel": name,
-                        "b": batch,
-                        "c": channels,
-                        "us": ours * 1e6,
-                        "torch_us": theirs * 1e6,
-                        "times_faster": theirs / ours,
-                        "gb_s": moved / ours / 1e9,
-                        "of_copy": moved / ours / copy,
-                        "of_copy_alike": copy_s(moved) / ours,
-                        "tflop_s": operations / ours / 1e12,
-                    }
-                )
-    return {
+    report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if on_cuda else "cpu",
         "torch": torch.__version__,
         "dtype": str(dtype).removeprefix("torch."),
         "length": LENGTH,
         "copy_gb_s": copy / 1e9,
         "matmul_tflop_s": matmul / 1e12,
-        "rows": rows,
+        "rows": [],
     }
+    for batch in batches:
+        for channels, pixels in [*levels.items(), (4, 0)]:
+            of_level = cases(batch, channels, pixels, dtype, device) if pixels else [sampler_case(batch, device)]
+            for name, kernel, opponent, moved, operations in of_level:
+                row: dict[str, Any] = {"kernel": name, "b": batch, "c": channels}
+                report["rows"].append(row)
+                try:
+                    ours, theirs, alike = seconds(kernel, flush), seconds(opponent, flush), copy_s(moved)
+                except Exception as error:  # of the compiler, the driver or memory
+                    row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                else:
+                    row |= {
+                        "us": ours * 1e6,
+                        "torch_us": theirs * 1e6,
+                        "times_faster": theirs / ours,
+                        "gb_s": moved / ours / 1e9,
+                        "of_copy": moved / ours / copy,
+                        "of_copy_alike": alike / ours,
+                        "tflop_s": operations / ours / 1e12,
+                    }
+                news(report)
+    return report
 
 
 def table(report: dict[str, Any]) -> str:
@@ -209,7 +218,9 @@ def table(report: dict[str, Any]) -> str:
         f"{'TFLOP/s':>9}",
     ]
     lines += [
-        f"{row['kernel']:20}{row['b']:>4}{row['c']:>6}{row['us']:>10.1f}{row['torch_us']:>10.1f}"
+        f"{row['kernel']:20}{row['b']:>4}{row['c']:>6}  {row['error']}"
+        if "error" in row
+        else f"{row['kernel']:20}{row['b']:>4}{row['c']:>6}{row['us']:>10.1f}{row['torch_us']:>10.1f}"
         f"{row['times_faster']:>7.2f}x{row['gb_s']:>8.0f}{row['of_copy']:>7.0%}{row['of_copy_alike']:>7.0%}"
         f"{row['tflop_s']:>9.1f}"
         for row in report["rows"]
@@ -218,7 +229,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; exits with 2 where there is no CUDA device."""
+    """The command line; exits with 2 where there is no CUDA device, with 1 where a kernel failed."""
     parser = argparse.ArgumentParser(prog="python -m nuwaxl.kernels.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -231,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(report))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
+    return 1 if any("error" in row for row in report["rows"]) else 0
 
 
 if __name__ == "__main__":

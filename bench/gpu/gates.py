@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nuwaxl.bench.gpu import tests
 from nuwaxl.bench.gpu.flops import peak_tflop_s
 from nuwaxl.bench.gpu.kernels import GATED
 from nuwaxl.bench.gpu.report import Gate, How
@@ -18,8 +19,13 @@ def gates(pieces: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]) -> list
 
 def _tests(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
     figures = pieces.get("tests", {}).get("figures", {})
-    note = f"{figures['passed']} passed, {figures['skipped']} skipped" if "passed" in figures else ""
-    return [Gate("GPU tests that fail", figures.get("failed"), 0.0, "", at_most=True, note=note)]
+    failed, note = figures.get("failed"), ""
+    if failed is not None:
+        note = f"{figures['passed']} passed, {figures['skipped']} skipped"
+        if figures["exit_status"] not in tests.WHOLE:
+            note += ", then they ended"
+            failed = failed or None  # that none of some failed says little
+    return [Gate("GPU tests that fail", failed, 0.0, "", at_most=True, note=note)]
 
 
 def _kernels(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
@@ -30,6 +36,9 @@ def _kernels(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
             continue
         copy, faster = GATED[row["kernel"]]
         where = f"{row['kernel']}, c {row['c']}, b {row['b']}"
+        if "error" in row:
+            found.append(Gate(f"{where}: of copy bandwidth", None, copy, "", at_most=False, note="it failed"))
+            continue
         alike = f"{row['of_copy_alike']:.0%} of a copy of as many bytes"
         found.append(Gate(f"{where}: of copy bandwidth", row["of_copy"], copy, "", at_most=False, note=alike))
         if faster is None:

@@ -12,6 +12,7 @@ import torch
 
 from nuwaxl.bench.gpu import kernels, opponents, ours, tests
 from nuwaxl.bench.gpu.model import workload
+from nuwaxl.errors import NuwaxlError
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,14 @@ def main(text: str) -> int:
         _write(piece.result, {"figures": {"device_name": name, **figures}})
 
     if piece.kind == "tests":
-        _write(piece.result, tests.measure(folder, piece.most_s))
+        found = tests.measure(folder, piece.most_s)
+        _write(piece.result, found)
+        if found["figures"]["exit_status"] not in tests.WHOLE:
+            raise NuwaxlError(
+                f"expected pytest to run all GPU tests; found that it ended; see {found['figures']['log']}"
+            )
     elif piece.kind == "kernels":
-        _write(piece.result, kernels.measure(piece.device, tiny=piece.tiny))
+        kernels.measure(piece.device, tiny=piece.tiny, news=lambda found: _write(piece.result, found))
     elif piece.kind == "ours":
         bundles = [Path(bundle) for bundle in piece.bundles]
         ours.measure(workload(piece.pixels, tiny=piece.tiny), piece.devices, folder, deadline, news, bundles)

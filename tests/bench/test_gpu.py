@@ -11,10 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, report  # noqa: E402
+from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, report, tests  # noqa: E402
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
 from nuwaxl.bench.gpu.model import workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
+from nuwaxl.errors import NuwaxlError  # noqa: E402
+from nuwaxl.kernels import bench, ops  # noqa: E402
 from nuwaxl.train.config import MTDConfig  # noqa: E402
 from nuwaxl.train.networks.spatial import Attention  # noqa: E402
 
@@ -66,6 +68,44 @@ def test_kernels_are_measured_against_their_roofline() -> None:
         assert row["of_roof"] == pytest.approx(max(row["of_copy"], compute))
 
 
+def test_a_kernel_that_fails_leaves_the_others_their_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such\ninstruction")
+
+    monkeypatch.setattr(ops, "temporal_conv", broken)
+    told: list[dict[str, Any]] = []
+    with pytest.raises(NuwaxlError, match=r"found errors of conv \+ injection;"):
+        kernels.measure("cpu", tiny=True, news=lambda found: told.append(found))
+    rows = told[-1]["rows"]
+    assert [len(found["rows"]) for found in told] == list(range(1, len(rows) + 1))
+    errors = [row for row in rows if "error" in row]
+    assert {row["error"] for row in errors} == {"RuntimeError: no such instruction"}
+    assert len(errors) == 4  # two sizes, two batches
+    assert all(row["of_roof"] > 0 for row in rows if row not in errors)
+    gate = next(gate for gate in gates({"kernels": told[-1]}, []) if gate.name.startswith("conv"))
+    assert (gate.passed, gate.note) == (None, "it failed")
+    assert "RuntimeError: no such instruction" in bench.table({**told[-1]["figures"], "rows": rows})
+
+
+def test_gpu_tests_that_cannot_be_imported_leave_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_package\n")
+    (tmp_path / "test_good.py").write_text("def test_good() -> None: ...\n")
+    found = tests.measure(tmp_path, 60.0, "not slow", str(tmp_path))
+    assert found["figures"] | {"log": ""} == {"passed": 1, "failed": 1, "skipped": 0, "exit_status": 1, "log": ""}
+
+
+@pytest.mark.slow
+def test_gpu_tests_that_do_not_end_leave_the_others(tmp_path: Path) -> None:
+    (tmp_path / "test_good.py").write_text("def test_good() -> None: ...\n")
+    (tmp_path / "test_wait.py").write_text("import time\ndef test_wait() -> None: time.sleep(100)\n")
+    began = time.monotonic()
+    found = tests.measure(tmp_path, 20.0, "not slow", str(tmp_path))
+    assert time.monotonic() - began < 40
+    assert found["figures"]["passed"] == 1
+    assert found["figures"]["exit_status"] not in tests.WHOLE
+    assert gates({"tests": found}, [])[0].found is None, "nobody knows of the rest"
+
+
 def test_operations_are_those_of_the_formulas() -> None:
     attention = Attention(channels=32, context_dim=32, heads=4).to("meta")
     tokens = torch.empty(3, 7, 32, device="meta")
@@ -91,7 +131,7 @@ def test_the_peak_is_the_data_sheets_where_the_device_is_known() -> None:
 
 
 PIECES: dict[str, Any] = {
-    "tests": {"figures": {"passed": 9, "failed": 0, "skipped": 1}},
+    "tests": {"figures": {"passed": 9, "failed": 0, "skipped": 1, "exit_status": 0}},
     "kernels": {
         "rows": [
             {"kernel": "attention", "c": 320, "b": 8, "of_copy": 0.9, "of_copy_alike": 1.0, "times_faster": 1.5}
@@ -131,7 +171,7 @@ def test_every_gate_has_its_figure_and_says_by_how_much_it_is_missed() -> None:
 
 
 def test_a_missed_limit_of_zero_has_no_share(tmp_path: Path) -> None:
-    failed = {"tests": {"figures": {"passed": 1, "failed": 2, "skipped": 0}}}
+    failed = {"tests": {"figures": {"passed": 1, "failed": 2, "skipped": 0, "exit_status": 1}}}
     gate = gates(failed, [])[0].to_json()
     assert (gate["found"], gate["passed"], gate["missed_by"]) == (2, False, None)
 
