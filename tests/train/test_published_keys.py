@@ -1,5 +1,7 @@
 """Keys of the three published networks that are missing, extra, of another shape or there twice, each by its name."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from nuwaxl.errors import InputError
 from nuwaxl.train.diffusers_folder import mtd_config, text_config, tklvae_config
+from nuwaxl.train.init import init_model
 from nuwaxl.train.networks.mtd import MTD
-from nuwaxl.train.networks.pretrained import load_published
+from nuwaxl.train.networks.pretrained import load_published, weight_files
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 from tests.train.sd_folder import save_sd
@@ -88,3 +91,48 @@ def test_a_weight_under_two_names_is_refused_by_both(sd: Path, part: str, other:
     save_file({**tensors, other: tensors[name] + 1}, folder / "model.safetensors")
     with pytest.raises(InputError, match=rf"twice: .*{WEIGHTS[part].rsplit('.', 2)[0]}"):
         load_published(NETWORKS[part](sd), folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}, r"the shard \S*two.safetensors"),
+        ({"weight_map": {"a": 3}}, r"a weight_map .*index.json; found {'a': 3}"),
+        ({"weight_map": ["one.safetensors"]}, "a weight_map from keys to files"),
+        ({}, "a weight_map .*found None"),
+        ([], "a JSON object"),
+    ],
+)
+def test_an_index_that_does_not_name_its_shards_is_refused(tmp_path: Path, index: object, message: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=message):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        (
+            "text_encoder",
+            {"hidden_size": 12, "intermediate_size": 48},
+            r"cross_attention_dim \(unet\) and hidden_size \(text_encoder\) to be equal .*found 8 and 12",
+        ),
+        (
+            "vae",
+            {"latent_channels": 4},
+            r"in_channels \(unet\) and latent_channels \(vae\) to be equal .*found 3 and 4",
+        ),
+        ("text_encoder", {"vocab_size": 300}, r"at most 300 tokens \(vocab_size of text_encoder\)"),
+    ],
+)
+def test_components_that_do_not_belong_together_are_refused_before_any_weight_is_read(
+    sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, changes: dict[str, int], message: str
+) -> None:
+    folder = Path(shutil.copytree(sd, tmp_path / "sd"))
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    monkeypatch.setattr("nuwaxl.train.init.load_published", None)
+    with pytest.raises(InputError, match=message):
+        init_model(folder, tmp_path / "out", 5, 64, 64)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sd"]

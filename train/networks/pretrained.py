@@ -84,8 +84,12 @@ def weight_files(folder: Path) -> list[Path]:
             index = folder / f"{stem}.safetensors.index{variant}.json"
             if index.is_file():
                 shards = read_json(index).get("weight_map")
-                if not isinstance(shards, dict):
-                    raise InputError(expected=f"a weight_map in {index}", found="none", fix="download it again")
+                if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+                    raise InputError(
+                        expected=f"a weight_map from keys to files in {index}",
+                        found=repr(shards)[:80],
+                        fix="download it again",
+                    )
                 files = [folder / name for name in sorted(set(shards.values()))]
                 for file in files:
                     if not file.is_file():
