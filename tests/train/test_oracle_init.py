@@ -280,5 +280,24 @@ def test_a_folder_that_cannot_be_made_is_refused(sd: Path, tmp_path: Path, capsy
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_interrupted_init_leaves_nothing_and_the_next_one_does_not_mind_a_killed_one(
+    sd: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        assert (tmp_path / "model.partial" / "tklvae.safetensors").exists()
+        raise KeyboardInterrupt
+
+    command = ["init", "--from", str(sd), str(tmp_path / "model"), *SIZE]
+    with monkeypatch.context() as patch:
+        patch.setattr("nuwaxl.train.init.load_mtd", stop)
+        assert main(command) == 130
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "half.safetensors").touch()
+    assert main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(p.name for p in model.iterdir())
+
+
 def test_others_may_read_the_weights_as_they_may_the_configuration(model: Path) -> None:
     assert len({path.stat().st_mode for path in model.iterdir()}) == 1
