@@ -4,6 +4,7 @@ One stream a worker; the step graph is captured into a CUDA graph for every batc
 are exact (no TF32) unless asked for.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -41,12 +42,27 @@ class CudaRunner(BoundRunner):
             library = KernelLibrary(bundle, device.sm, device.index)
             self._steps = OneThread(device)
 
-            def open_session(graph: str) -> Any:
+            def opened(graph: str, *, capture: bool) -> Any:
                 options = provider_options(
-                    device.index, stream, tf32=tf32, capture=graph == "step", nhwc=library.sm is not None
+                    device.index, stream, tf32=tf32, capture=capture, nhwc=library.sm is not None
                 )
-                session = _session(runtime, bundle, graph, library, options)
-                return self._steps.over(session) if graph == "step" else session
+                return _session(runtime, bundle, graph, library, options)
+
+            def open_session(graph: str) -> Any:
+                if graph != "step":
+                    return opened(graph, capture=False)
+                try:
+                    return self._steps.over(opened(graph, capture=True), captures=True)
+                except InputError as refused:
+                    # It captures no graph of which a node computes on the CPU, and then opens no session either.
+                    session = opened(graph, capture=False)
+                    logging.getLogger("nuwaxl").warning(
+                        "expected ONNX Runtime to capture the step graph of %s into a CUDA graph; found %s; steps are "
+                        "launched kernel by kernel, which is slower at small batches",
+                        bundle.path,
+                        refused.found,
+                    )
+                    return self._steps.over(session, captures=False)
 
             super().__init__(
                 bundle, device, stream, open_session, lambda number: run_options(runtime, number), self._steps.release
@@ -74,10 +90,11 @@ class OneThread:
     def __init__(self, device: CudaDevice) -> None:
         self._thread = ThreadPoolExecutor(1, f"nuwaxl cuda:{device.index} steps", initializer=device.enter)
         self._session: Any = None
+        self._captures = False
 
-    def over(self, session: Any) -> "OneThread":
+    def over(self, session: Any, *, captures: bool) -> "OneThread":
         """The session to run."""
-        self._session = session
+        self._session, self._captures = session, captures
         return self
 
     def io_binding(self) -> Any:
@@ -90,7 +107,7 @@ class OneThread:
 
     def release(self, numbers: Sequence[int]) -> None:
         """Free what was captured under these numbers, where ONNX Runtime can (1.27 and later)."""
-        if hasattr(self._session, "release_captured_graph"):
+        if self._captures and hasattr(self._session, "release_captured_graph"):
             for number in numbers:
                 self._thread.submit(self._session.release_captured_graph, number).result()
 

@@ -43,6 +43,7 @@ class FakeRuntime:
         self.started = list(self.providers)
         self.opened: dict[str, dict[str, str]] = {}
         self.sessions: dict[str, LateSession] = {}
+        self.captures = True
 
     def get_available_providers(self) -> list[str]:
         return self.providers
@@ -51,6 +52,8 @@ class FakeRuntime:
         ((name, options),) = providers
         assert name == "CUDAExecutionProvider"
         graph = Path(path).stem
+        if options["enable_cuda_graph"] == "1" and not self.captures:
+            raise RuntimeError("This session cannot use\nthe graph capture feature")
         self.opened[graph] = options
         real = onnxruntime.InferenceSession(path, sess_options, providers=["CPUExecutionProvider"])
         session = LateSession(self._cuda, int(options["user_compute_stream"]), real)
@@ -116,6 +119,24 @@ def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
     assert not cuda.live
     runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER, tf32=True).close()
     assert runtime.opened["step"]["use_tf32"] == "1"
+
+
+def test_a_step_graph_that_cannot_be_captured_runs_without_and_it_is_said(
+    tiny_bundle: Path, story_file: Path, runtime: FakeRuntime, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    def frames(devices: str) -> np.ndarray:
+        with Engine.open(tiny_bundle, devices=devices) as engine:
+            return np.concatenate([clip.frames for clip in engine.render(Story.load(story_file), frames=20, seed=2)])
+
+    runtime.captures = False
+    with caplog.at_level(logging.WARNING, logger="nuwaxl"):
+        found = frames("cuda:0")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "found This session cannot use the graph capture feature; steps are launched kernel by kernel" in message
+    assert runtime.opened["step"]["enable_cuda_graph"] == "0"
+    assert np.abs(found.astype(int) - frames("cpu")).max() <= 1
+    assert runtime.sessions["step"].released == []
+    assert not cuda.live
 
 
 def test_all_steps_are_run_by_one_thread_whoever_asks(tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda) -> None:
