@@ -11,6 +11,7 @@ from nuwaxl.engine.runners.slots import Tensor, Tensors
 from nuwaxl.engine.runners.staging import Stages
 from nuwaxl.engine.runners.stored import from_stored, stored, to_stored
 from nuwaxl.engine.runners.tensorrt_engine import Context, PlanEngine
+from nuwaxl.errors import DeviceLost, RenderError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -58,7 +59,12 @@ class Work:
             # The first run may allocate and compile; none of that may be left to the recording.
             self._stream.synchronize()
             if self._context.capturable(self._stream):
-                self._graph = self._stream.capture(self._queue)
+                try:
+                    self._graph = self._stream.capture(self._queue)
+                except DeviceLost:
+                    raise
+                except RenderError:  # so TensorRT finds out that it cannot be; every run is queued by its kernels then
+                    pass
 
     def _queue(self) -> None:
         self._context.run(self._stream)

@@ -42,6 +42,7 @@ class FakeTensorRT:
         self.__version__ = version
         self.cuda = cuda
         self.capturable = capturable
+        self.fails_in_capture = False
         self.change: Callable[[str, int, Outputs], None] = lambda graph, batch, outputs: None
         self.executed: list[tuple[str, int]] = []
         self.queued: list[tuple[str, int]] = []
@@ -136,6 +137,8 @@ class _Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.addresses.keys() != set(self.engine.names) or self.shapes.keys() != self.engine.inputs.keys():
+            return False
+        if self.engine.trt.fails_in_capture and self.engine.trt.cuda.objects[stream_handle].captured is not None:
             return False
         self.engine.trt.queued.append((self.engine.graph, self.batch))
         self.engine.trt.cuda.objects[stream_handle].add(self._execute)

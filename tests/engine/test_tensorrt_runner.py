@@ -22,9 +22,9 @@ from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.runners.stored import from_stored, to_stored
 from nuwaxl.engine.runners.tensorrt import TensorRTRunner, split
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import DeviceLost, InputError, RenderError
 
-from .fake_cuda import FakeCuda
+from .fake_cuda import FakeCuda, Status
 from .fake_tensorrt import FakeTensorRT, plan_bytes
 
 BATCHES = (1, 2)
@@ -167,6 +167,31 @@ def test_what_cannot_be_captured_runs_without_a_recording(own_bundle: Path, refe
     for found, expected in zip(denoise(machine.runner()), denoise(reference), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert "cudaStreamBeginCapture" not in machine.cuda.names()
+
+
+def test_what_tensorrt_finds_not_capturable_while_it_is_captured_runs_without_a_recording(
+    machine: Machine, reference: OnnxRuntimeRunner
+) -> None:
+    machine.trt.fails_in_capture = True
+    runner = machine.runner()
+    for found, expected in zip(denoise(runner), denoise(reference), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    names = machine.cuda.names()
+    assert "cudaGraphLaunch" not in names
+    # Tried once for each context, and ended each time: else nothing would run on the stream any more.
+    assert 0 < names.count("cudaStreamBeginCapture") == names.count("cudaStreamEndCapture")
+    batch = runner.start(segments(1))
+    step(batch, [90])
+    before = machine.cuda.names().count("cudaStreamBeginCapture")
+    step(batch, [80])
+    assert machine.cuda.names().count("cudaStreamBeginCapture") == before
+
+
+def test_a_device_lost_while_it_captures_is_lost(machine: Machine) -> None:
+    runner = machine.runner()
+    machine.cuda.fail["cudaStreamEndCapture"] = Status.cudaErrorIllegalAddress, 0
+    with pytest.raises(DeviceLost):
+        runner.start(segments(1))
 
 
 def test_a_batch_that_is_dropped_gives_its_memory_to_the_next(machine: Machine) -> None:
