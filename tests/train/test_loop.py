@@ -277,14 +277,17 @@ def test_a_checkpoint_without_its_configuration_is_refused(tmp_path: Path) -> No
         train(Regression(), config(tmp_path), resume=True, show_progress=False)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("step", [0, 3, 30])
-def test_a_step_is_as_large_as_the_rate_of_its_place_in_the_schedule(tmp_path: Path, step: int) -> None:
-    """AdamW's first step moves every weight by the rate, whatever its gradient."""
-    task, run = Regression(), config(tmp_path, weight_decay=0.0)
+def test_a_step_is_as_large_as_the_rate_of_its_place_in_the_schedule(tmp_path: Path, step: int, decay: float) -> None:
+    """AdamW's first step moves every weight by the rate, whatever its gradient, and decays it by the rate's part."""
+    task, run = Regression(), config(tmp_path, weight_decay=decay)
     before = [parameter.detach().clone() for parameter in task.parameters()]
     Update(task, run, Processes.join(run))(step)
+    rate = run.rate_at(step)
     for old, parameter in zip(before, task.parameters(), strict=True):
-        assert float((parameter - old).abs().detach()) == pytest.approx(run.rate_at(step), rel=1e-3)
+        moved = parameter.detach() - old * (1 - rate * decay)
+        assert float(moved.abs()) == pytest.approx(rate, rel=1e-3)
 
 
 def test_rate_warms_up_and_falls_along_a_cosine() -> None:
