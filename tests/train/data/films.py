@@ -1,12 +1,13 @@
 """Small videos of many kinds, written by PyAV: every frame differs from every other."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 HEIGHT, WIDTH = 64, 96  # no smaller: the AV1 encoder takes 64 x 64 at least
 FRAMES = 160
@@ -16,6 +17,7 @@ CODECS = {
     "h264": ("libx264", {"bf": "3", "preset": "fast"}),
     "open": ("libx264", {"bf": "3", "x264-params": "open-gop=1"}),  # frames shown before the keyframe they follow
     "scenes": ("libx264", {"bf": "3", "x264-params": "scenecut=400:min-keyint=1"}),
+    "close": ("libx264", {"bf": "3", "x264-params": "open-gop=1:min-keyint=1:b-adapt=0"}),  # keyframes side by side
     "mpeg4": ("mpeg4", {}),
     # Frames that are never shown (alternate references) need the encoder to look ahead.
     "vp9": ("libvpx-vp9", {"cpu-used": "8", "deadline": "good", "auto-alt-ref": "1", "lag-in-frames": "16"}),
@@ -38,8 +40,10 @@ def write_video(
     times: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
     group: int = GROUP,
+    keyframes: Collection[int] = (),
 ) -> None:
-    """`times` are the frames' own in milliseconds, 25 a second if not given; `options` the container's."""
+    """`times` are the frames' own in milliseconds, 25 a second if not given; `options` the container's; `keyframes`
+    those wanted besides one a group."""
     encoder, encoder_options = CODECS[codec]
     if encoder not in av.codecs_available:
         pytest.skip(f"PyAV was built without {encoder}")
@@ -51,6 +55,8 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(image(number), format="rgb24")
+            if number in keyframes:
+                frame.pict_type = PictureType.I
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -23,12 +23,13 @@ from tests.train.data.films import (
 )
 
 VARIABLE = np.cumsum(np.random.default_rng(0).choice([20, 33, 40, 50, 120, 400], FRAMES)).tolist()  # ms
+CLOSE = sorted({*range(3, FRAMES, 7), *range(4, FRAMES, 7)})
 LATE = [5000 + 40 * number for number in range(FRAMES)]
 
 # What makes seeking hard: B-frames, open groups of pictures, hidden frames, time bases, containers without an index.
 KINDS = {
     **{
-        f"{codec}.{suffix}": {"codec": codec}
+        f"{codec}.{suffix}": {"codec": codec, "keyframes": CLOSE if codec == "close" else ()}
         for codec in CODECS
         for suffix in ("mp4", "mkv", "webm")
         if suffix != "webm" or codec in ("vp9", "av1")
@@ -40,6 +41,10 @@ KINDS = {
     "unindexed_h264.mkv": {"codec": "h264", "options": {"live": "1"}},
     "unindexed_vp9.webm": {"codec": "vp9", "options": {"live": "1"}},
     "fragments_h264.mp4": {"codec": "h264", "options": {"movflags": "frag_keyframe+empty_moov"}},
+    # A seek by decoding time lands past the frame here.
+    "fragments_close.mp4": {
+        "codec": "close", "keyframes": CLOSE, "options": {"movflags": "frag_keyframe+empty_moov"}
+    },
     "fragments_av1.mp4": {"codec": "av1", "options": {"movflags": "frag_keyframe+empty_moov"}},
 }  # fmt: skip
 
