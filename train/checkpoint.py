@@ -116,17 +116,27 @@ def load_training(
     ema: dict[str, Tensor],
     optimizers: Mapping[str, torch.optim.Optimizer],
 ) -> int:
-    """Restore what `save_training` wrote; returns the number of steps done."""
-    for name, module in modules.items():
-        load_into(module, checkpoint / f"{name}.safetensors")
-    for name, tensor in load_weights(checkpoint / "ema.safetensors").items():
-        ema[name].copy_(tensor)
-    for name, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for entry, tensor in load_weights(checkpoint / f"{name}.safetensors").items():
-            index, key = entry.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    """Restore what `save_training` wrote; returns the number of steps done.
+
+    Raises InputError, naming the file, if one is damaged.
+    """
+    try:
+        for name, module in modules.items():
+            load_into(module, checkpoint / f"{name}.safetensors")
+        for name, tensor in load_weights(checkpoint / "ema.safetensors").items():
+            ema[name].copy_(tensor)
+        for name, optimizer in optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for entry, tensor in load_weights(checkpoint / f"{name}.safetensors").items():
+                index, key = entry.split(".", 1)
+                state.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except InputError as error:
+        raise InputError(
+            expected=error.expected,
+            found=error.found,
+            fix=f"remove {checkpoint}: --resume then goes on from the checkpoint before it",
+        ) from error
     return int(read_progress(checkpoint)["step"])
 
 

@@ -1,6 +1,7 @@
 """The shared training loop: log, checkpoints, resume, and what stops it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,22 @@ def test_a_step_is_as_large_as_the_rate_of_its_place_in_the_schedule(tmp_path: P
     for old, parameter in zip(before, task.parameters(), strict=True):
         moved = parameter.detach() - old * (1 - rate * decay)
         assert float(moved.abs()) == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["line", "ema", "optimizer"])
+def test_a_damaged_checkpoint_is_refused_by_name_and_without_it_the_one_before_goes_on(
+    tmp_path: Path, name: str
+) -> None:
+    train(Regression(), config(tmp_path), resume=False, show_progress=False)
+    model = files(tmp_path / "model")
+    last = tmp_path / "step_00000060"
+    damaged = last / f"{name}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    with pytest.raises(InputError, match=rf"{name}\.safetensors.*; remove \S*step_00000060: --resume then goes on"):
+        train(Regression(), config(tmp_path), resume=True, show_progress=False)
+    shutil.rmtree(last)
+    train(Regression(), config(tmp_path), resume=True, show_progress=False)
+    assert files(tmp_path / "model") == model
 
 
 def test_rate_warms_up_and_falls_along_a_cosine() -> None:
