@@ -134,16 +134,20 @@ def test_an_interrupted_call_leaves_no_caption_file_and_is_taken_up_where_it_sto
         caption(folder, interrupted_after(3))
     assert not list(folder.glob("*.jsonl"))
     assert "a.mp4" in {r.video for r in check_folder(folder, False, False) if not r.usable}
-    with (folder / "a.jsonl.partial").open("a") as file:
-        file.write('{"frame": 24, "text": "brightn')  # as a kill within a write leaves it
+    with (folder / "a.jsonl.partial").open("a") as file:  # as a kill within the write of a batch leaves it
+        for number in (24, 26, 28):
+            file.write(f'{{"frame": {number}, "text": "{"longer than what takes its place " * 9}"}}\n')
+        file.write('{"frame": 30, "text": "brightn')
+    with pytest.raises(KeyboardInterrupt):
+        caption(folder, interrupted_after(1))
     seen = []
 
     def describe(frames: Sequence[np.ndarray]) -> list[str]:
         seen.append(len(frames))
         return brightness(frames)
 
-    assert caption(folder, describe).captioned == ["a.mp4", "b.webm"]
-    assert sum(seen) == (25 - 12) + 25, "what was captioned is not done again"
+    assert caption(folder, describe, batch_size=1).captioned == ["a.mp4", "b.webm"]
+    assert sum(seen) == (25 - 16) + 25, "what was captioned is not done again"
     for name in ("a.jsonl", "b.jsonl"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert not list(folder.glob("*.partial"))
