@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,36 +83,33 @@ def check_parity(
             answer = {name: tensor.numpy() for name, tensor in sample.answer().items()}
         samples.append((batch, sample.inputs, answer))
     worst = Parity()
-    with _session(path, precision) as session:
-        for batch, tensors, expected in samples:
-            # numpy has no bfloat16, and the emulation takes it as float32.
-            inputs = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
-            try:
-                found = session.run(None, inputs)
-            except Exception as error:  # ONNX Runtime's errors have no common base class
-                raise ParityError(f"graph {source.name}, batch {batch}: ONNX Runtime fails: {error}") from error
-            for name, array in zip(source.outputs, found, strict=True):
-                where = f"graph {source.name}, output {name}, batch {batch}"
-                if precision == "fp16" and array.dtype == np.float16:
-                    array = array.astype(np.float32)
-                worst = worst.largest(compare(where, array, expected[name], LIMITS[precision]))
+    session = open_session(path, precision)
+    for batch, tensors, expected in samples:
+        # numpy has no bfloat16, and the emulation takes it as float32.
+        inputs = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}
+        try:
+            found = session.run(None, inputs)
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            raise ParityError(f"graph {source.name}, batch {batch}: ONNX Runtime fails: {error}") from error
+        for name, array in zip(source.outputs, found, strict=True):
+            where = f"graph {source.name}, output {name}, batch {batch}"
+            if precision == "fp16" and array.dtype == np.float16:
+                array = array.astype(np.float32)
+            worst = worst.largest(compare(where, array, expected[name], LIMITS[precision]))
     return worst
 
 
-@contextmanager
-def _session(path: Path, precision: PrecisionName) -> Iterator[Any]:
-    emulation = path.with_name(f".emulated.{path.name}")  # beside it, where its data is
-    try:
-        if precision == "bf16":
-            emulation.write_bytes(emulated(onnx.load(path, load_external_data=False)).SerializeToString())
-            path = emulation
-        runtime = load_onnxruntime()
-        options = runtime.SessionOptions()
-        # The arena's pieces fit no other shape: without it a decoding takes half of the memory (docs/models.md).
-        options.enable_cpu_mem_arena = False
-        yield runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    finally:
-        emulation.unlink(missing_ok=True)
+def open_session(path: Path, precision: PrecisionName) -> Any:
+    """An ONNX Runtime session on the CPU of a graph in any precision; bfloat16 comes and goes there as float32."""
+    runtime = load_onnxruntime()
+    options = runtime.SessionOptions()
+    # The arena's pieces fit no other shape: without it a decoding takes half of the memory (docs/models.md).
+    options.enable_cpu_mem_arena = False
+    graph: str | bytes = str(path)
+    if precision == "bf16":
+        graph = emulated(onnx.load(path, load_external_data=False)).SerializeToString()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def compare(

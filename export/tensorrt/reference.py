@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from nuwaxl.engine.acceptance import Arrays
 from nuwaxl.engine.bundle import Bundle
-from nuwaxl.engine.runners.onnxruntime import load_onnxruntime
 from nuwaxl.engine.runners.tensorrt_acceptance import Reference
 from nuwaxl.engine.samples import Run
-from nuwaxl.export.emulation import emulated
+from nuwaxl.export.parity import open_session
 
 
 def reference_of(bundle: Bundle) -> Run:
@@ -35,18 +33,7 @@ class Emulation:
 
     def __call__(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if graph not in self._sessions:
-            self._sessions[graph] = _session(self._bundle, graph)
+            self._sessions[graph] = open_session(self._bundle.file(graph), "bf16")
         session = self._sessions[graph]
         names = [tensor.name for tensor in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-
-def _session(bundle: Bundle, graph: str) -> Any:
-    path = bundle.file(graph)
-    model = emulated(onnx.load(path, load_external_data=False))
-    runtime = load_onnxruntime()
-    options = runtime.SessionOptions()
-    # As in runners/onnxruntime.py: the arena keeps twice what large pictures need.
-    options.enable_cpu_mem_arena = not bundle.manifest.network.large
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
