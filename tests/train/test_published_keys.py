@@ -1,5 +1,6 @@
 """Keys of the three published networks that are missing, extra, of another shape or there twice, each by its name."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from nuwaxl.errors import InputError
@@ -136,3 +138,38 @@ def test_components_that_do_not_belong_together_are_refused_before_any_weight_is
     with pytest.raises(InputError, match=message):
         init_model(folder, tmp_path / "out", 5, 64, 64)
     assert [entry.name for entry in tmp_path.iterdir()] == ["sd"]
+
+
+# What a config.json may say otherwise and the network is the same: read elsewhere, or without effect on it.
+READ_OR_HARMLESS = {
+    "unet": {
+        "sample_size", "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels",
+        "layers_per_block", "norm_num_groups", "cross_attention_dim", "attention_head_dim", "num_attention_heads",
+        "use_linear_projection", "dropout", "upcast_attention",
+        # Of embeddings that are refused by the key that asks for them.
+        "addition_time_embed_dim", "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
+        "reverse_transformer_layers_per_block",
+    },
+    "vae": {
+        "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "sample_size",
+        "scaling_factor", "shift_factor", "force_upcast", "down_block_types", "up_block_types",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", READ_OR_HARMLESS)
+def test_every_option_of_diffusers_is_read_harmless_or_refused(sd: Path, tmp_path: Path, part: str) -> None:
+    network = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+    options = {name: p.default for name, p in inspect.signature(network.__init__).parameters.items() if name != "self"}
+    assert READ_OR_HARMLESS[part] < set(options)
+    folder = Path(shutil.copytree(sd, tmp_path / "sd"))
+    path = folder / part / "config.json"
+    table = json.loads(path.read_text())
+    refused = sorted(set(options) - READ_OR_HARMLESS[part])
+    assert len(refused) >= 8
+    for name in refused:
+        path.write_text(json.dumps({**table, name: "another"}))
+        with pytest.raises(InputError, match=f"{name} to be"):
+            NETWORKS[part](folder)
+    path.write_text(json.dumps(table))
+    NETWORKS[part](folder)

@@ -260,3 +260,27 @@ def test_a_killed_process_is_taken_up_by_the_next(folder: Path, git: Path, tmp_p
     (folder / "a.jsonl").unlink()
     assert main(arguments) == 0
     assert (folder / "a.jsonl").read_bytes() == interrupted
+
+
+def test_a_batch_that_a_kill_left_unfinished_is_made_again_as_it_was(folder: Path) -> None:
+    """So that the model is given the batches of an uninterrupted run, whose last bits may differ in others."""
+    (folder / "b.webm").unlink()
+    given: list[int] = []
+
+    def describe(frames: Sequence[np.ndarray]) -> list[str]:
+        if len(given) == 2:
+            raise KeyboardInterrupt
+        given.append(len(frames))
+        return [f"batch {len(given)}"] * len(frames)
+
+    options = {"model": "m", "every": 4, "batch_size": 3, "max_tokens": 6, "show_progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        caption_folder(folder, lambda: describe, **options)  # type: ignore[arg-type]
+    partial = folder / "a.jsonl.partial"
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 6
+    partial.write_bytes(b"".join(lines[:-1]))  # the second batch lacks its last line
+    sizes: list[int] = []
+    caption_folder(folder, lambda: lambda frames: sizes.append(len(frames)) or ["x"] * len(frames), **options)  # type: ignore[arg-type,func-returns-value]
+    assert sizes == [3, 3, 3, 1]  # of 13 frames three were done
+    assert [entry["text"] for entry in entries(folder / "a.jsonl")] == ["batch 1"] * 3 + ["x"] * 10
