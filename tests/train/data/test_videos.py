@@ -1,12 +1,13 @@
 """The video reader: frame-accurate at random, decoding little, and clear about bad files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
 from nuwaxl.errors import InputError
 from nuwaxl.train.data.videos import VideoFile, list_videos
@@ -143,6 +144,23 @@ def test_neighbouring_frames_are_decoded_once(plain: Path) -> None:
     with VideoFile(plain) as file:
         file.read(range(50, 66))
         assert file.decoded_frames <= GROUP + 16
+
+
+def test_a_seek_that_lands_past_the_frame_is_made_again_from_a_keyframe_earlier(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers seek by decoding time; here the first seek is made to go astray, as no film here needs it."""
+    everything, seek, keys = decode_everything(plain), VideoFile._seek, []
+
+    def astray(file: VideoFile, key: int) -> Iterator[VideoFrame]:
+        keys.append(key)
+        return seek(file, key + 1 if len(keys) == 1 else key)
+
+    monkeypatch.setattr(VideoFile, "_seek", astray)
+    with VideoFile(plain) as file:
+        np.testing.assert_array_equal(file.read([GROUP + 5])[0], everything[GROUP + 5])
+    assert len(keys) == 2
+    assert keys[1] == keys[0] - 1
 
 
 @pytest.mark.parametrize("number", [-1, FRAMES])
