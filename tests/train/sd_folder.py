@@ -15,6 +15,21 @@ WORDS = [
     for what in ("table", "house")
 ]
 
+# scheduler_config.json of Stable Diffusion 1.5.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
 
 def save_tokenizer(folder: Path, vocabulary: int = 600) -> None:
     """CLIP's two files, trained here: the bytes, the bytes with </w>, merges, and the two special tokens last."""

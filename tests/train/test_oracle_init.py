@@ -20,7 +20,7 @@ from nuwaxl.export.model import load_model
 from nuwaxl.train import checkpoint
 from nuwaxl.train.cli import main
 from nuwaxl.train.config import DiffusionConfig, ModelConfig
-from tests.train.sd_folder import save_sd
+from tests.train.sd_folder import SCHEDULER, save_sd
 from tests.train.test_cli import run_table
 
 SIZE = ["--length", "5", "--height", "64", "--width", "64"]
@@ -183,22 +183,6 @@ def test_pickled_weights_a_taken_folder_and_odd_sizes_are_refused(
     assert "remove it" in capsys.readouterr().err
     assert main(["init", "--from", str(copy), str(copy.parent / "out"), "--height", "72"]) == 2
     assert "a multiple of 16" in capsys.readouterr().err
-
-
-# As Stable Diffusion 1.5 has it.
-SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.6.0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
 
 
 def write_scheduler(folder: Path, **changes: object) -> None:

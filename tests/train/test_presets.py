@@ -9,6 +9,7 @@ from nuwaxl.train.cli import main
 from nuwaxl.train.describe import count
 from nuwaxl.train.diffusers_folder import latent_statistics, read_config
 from nuwaxl.train.presets import SD15
+from tests.train.sd_folder import SCHEDULER
 
 # The files as they were published.
 PUBLISHED = {
@@ -70,19 +71,7 @@ PUBLISHED = {
         "transformers_version": "4.22.0.dev0",
         "vocab_size": 49408,
     },
-    "scheduler/scheduler_config.json": {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.6.0",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "clip_sample": False,
-        "num_train_timesteps": 1000,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-    },
+    "scheduler/scheduler_config.json": SCHEDULER,
 }
 
 
