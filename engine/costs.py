@@ -118,7 +118,7 @@ def cache_folder() -> Path:
 
 
 def _steps_s(runner: Runner, network: Network, sizes: Sequence[int], check: Callable[[], None]) -> dict[int, float]:
-    """Seconds of one step by batch size: the fastest of a few of each, in turn, after one to warm up; of long ones one."""
+    """Seconds of one step by batch size: the fastest of a few of each in turn, or one if long, after one to warm up."""
     taken_s: dict[int, list[float]] = {size: [] for size in sizes}
     for repeat in range(1 + _REPEATS):
         for size in sizes:
