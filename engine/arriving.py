@@ -32,11 +32,11 @@ class Arriving:
     def wait(self) -> None:
         """Wait for the clip, if there is one, and hand it over.
 
-        Raises DeviceLost; then it is still on its way, for who asks the scheduler.
+        Raises DeviceLost; the scheduler then gives the window to another device.
         """
         if self._clip is None:
             return
-        item, take, start = self._clip
+        (item, take, start), self._clip = self._clip, None
         try:
             clip = take()
         except DeviceLost:
@@ -45,4 +45,3 @@ class Arriving:
             self._failed(item, error)
         else:
             self._came(item, clip, start)
-        self._clip = None

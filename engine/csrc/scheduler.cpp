@@ -111,19 +111,10 @@ void Scheduler::done(std::int64_t device, std::span<const Item> items) {
         held.window.reset();
         window_done(items.front());
     } else {
-        // The finished ones go to the back, where they are easily dropped; the order of a batch is of no importance.
-        std::size_t staying = held.segments.size();
-        for (const Item& item : items) {
-            const auto end = held.segments.begin() + static_cast<std::ptrdiff_t>(staying);
-            const auto found =
-                std::find_if(held.segments.begin(), end, [&](const Held& segment) { return segment.item == item; });
-            if (found == end) {
-                refuse("items that next() or join() gave to device " + std::to_string(device) + " and that it holds",
-                       text(item), "report each item done once, by the device that has it");
-            }
-            std::swap(*found, held.segments[--staying]);
+        if (const auto unknown = held.drop(items)) {
+            refuse("items that next() or join() gave to device " + std::to_string(device) + " and that it holds",
+                   text(*unknown), "report each item done once, by the device that has it");
         }
-        held.segments.resize(staying);
         for (const Item& item : items) {
             Job& owner = job(item.job);
             if (owner.failed()) continue;
@@ -164,7 +155,7 @@ void Scheduler::lost(std::int64_t device) {
     const std::lock_guard lock(mutex_);
     Device& held = checked(device);
     if (is_lost(device)) return;
-    for (const Held& segment : held.segments) {
+    for (const Holding::Segment& segment : held.segments) {
         if (job(segment.item.job).failed()) continue;
         push(segment.item.job, {segment.item.id, 1});
         job(segment.item.job).return_segment();
@@ -229,11 +220,7 @@ bool Scheduler::failed(std::int64_t number) const {
 
 std::vector<Item> Scheduler::held(std::int64_t device) const {
     const std::lock_guard lock(mutex_);
-    const Device& holding = checked(device);
-    std::vector<Item> items;
-    for (const Held& segment : holding.segments) items.push_back(segment.item);
-    if (holding.window) items.push_back(*holding.window);
-    return items;
+    return checked(device).items();
 }
 
 bool Scheduler::has_ready() const {
@@ -374,19 +361,9 @@ void Scheduler::refresh_windows(std::int64_t number) {
 // Brings what the policy sees of a device, and the number of devices that hold something, up to date.
 void Scheduler::refresh_load(std::int64_t device) {
     Device& of = devices_[static_cast<std::size_t>(device)];
-    Load& load = loads_[static_cast<std::size_t>(device)];
-    std::int64_t last_step = of.steps;
-    load.coming = 0;
-    for (const Held& segment : of.segments) {
-        last_step = std::max(last_step, segment.last_step);
-        load.coming += segment.children;
-    }
-    load.held = static_cast<std::int64_t>(of.segments.size());
-    load.steps_left = last_step - of.steps;
-    load.decoding_s = of.window ? of.decode_s : 0.0;
-    const bool holding = !of.free() || of.left;
-    if (of.holding != holding) holding_ += holding ? 1 : -1;
-    of.holding = holding;
+    of.describe(loads_[static_cast<std::size_t>(device)]);
+    if (of.counted == of.finished()) holding_ += of.counted ? -1 : 1;
+    of.counted = !of.finished();
 }
 
 void Scheduler::refresh_limits() {

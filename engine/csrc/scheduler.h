@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cost.h"
+#include "holding.h"
 #include "job.h"
 #include "plan.h"
 #include "policy.h"
@@ -92,23 +93,11 @@ public:
     bool has_ready() const;
 
 private:
-    struct Held {
-        Item item;
-        std::int64_t last_step;  // Device::steps when it will be finished
-        std::int64_t children;   // that become ready then
-    };
-    struct Device {
-        std::vector<Held> segments;
-        std::optional<Item> window;
-        std::optional<Item> left;  // a window on its way to the host
-        std::int64_t steps = 0;  // done since it was free
-        double decode_s = 0.0;
+    struct Device : Holding {
         std::int64_t plenty = 0;  // see policy.h
         std::int64_t many = 0;    // the same
         bool opening = false;     // holds segments that a first window needs
-        bool holding = false;     // is counted in holding_: it is not free, or a window has left it
-
-        bool free() const { return segments.empty() && !window; }
+        bool counted = false;     // in holding_
     };
 
     Device& checked(std::int64_t device);
@@ -150,7 +139,7 @@ private:
     std::set<std::int64_t> spare_;    // and with one that nobody waits for
     std::vector<Device> devices_;
     std::vector<Load> loads_;  // by device
-    std::int64_t holding_ = 0;  // devices with something that is not finished
+    std::int64_t holding_ = 0;  // devices that have not finished what they were given
     std::int64_t next_id_ = 0;
 };
 

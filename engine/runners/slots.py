@@ -12,8 +12,7 @@ import numpy as np
 
 from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.runners.device.base import Device, Memory, Stream
-
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1}
+from nuwaxl.engine.runners.stored import stored
 
 
 def bucket(count: int) -> int:
@@ -24,7 +23,7 @@ def bucket(count: int) -> int:
 
 def row_bytes(spec: TensorSpec) -> int:
     """Bytes of one segment's part of a tensor."""
-    return int(np.prod([int(size) for size in spec.shape[1:]], dtype=np.int64)) * ITEM_BYTES[spec.dtype]
+    return int(np.prod([int(size) for size in spec.shape[1:]], dtype=np.int64)) * stored(spec.dtype).itemsize
 
 
 @dataclass(frozen=True)

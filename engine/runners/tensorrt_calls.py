@@ -1,5 +1,6 @@
 """Work of a plan on a stream: recorded at its first run, and launched as a whole from then on."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,8 +64,13 @@ class Work:
                     self._graph = self._stream.capture(self._queue)
                 except DeviceLost:
                     raise
-                except RenderError:  # so TensorRT finds out that it cannot be; every run is queued by its kernels then
-                    pass
+                except RenderError as error:  # so TensorRT finds out that it cannot be
+                    # Python shows the same warning once, whatever the number of plans and buckets.
+                    warnings.warn(
+                        f"a plan cannot be captured into a CUDA graph ({error}): it is launched kernel by kernel, which "
+                        "is slower at small batches",
+                        stacklevel=2,
+                    )
 
     def _queue(self) -> None:
         self._context.run(self._stream)

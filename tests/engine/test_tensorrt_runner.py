@@ -169,12 +169,15 @@ def test_what_cannot_be_captured_runs_without_a_recording(own_bundle: Path, refe
     assert "cudaStreamBeginCapture" not in machine.cuda.names()
 
 
+@pytest.mark.filterwarnings("ignore:a plan cannot be captured")
 def test_what_tensorrt_finds_not_capturable_while_it_is_captured_runs_without_a_recording(
     machine: Machine, reference: OnnxRuntimeRunner
 ) -> None:
     machine.trt.fails_in_capture = True
     runner = machine.runner()
-    for found, expected in zip(denoise(runner), denoise(reference), strict=True):
+    with pytest.warns(UserWarning, match=r"captured into a CUDA graph \(expected execute_async.*kernel by kernel"):
+        played = denoise(runner)
+    for found, expected in zip(played, denoise(reference), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     names = machine.cuda.names()
     assert "cudaGraphLaunch" not in names
