@@ -67,8 +67,8 @@ class Work:
                 except RenderError as error:  # so TensorRT finds out that it cannot be
                     # Python shows the same warning once, whatever the number of plans and buckets.
                     warnings.warn(
-                        f"a plan cannot be captured into a CUDA graph ({error}): it is launched kernel by kernel, which "
-                        "is slower at small batches",
+                        f"a plan cannot be captured into a CUDA graph ({error}): it is launched kernel by kernel, "
+                        "which is slower at small batches",
                         stacklevel=2,
                     )
 

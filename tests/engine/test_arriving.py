@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Engine, Story, Task
+from nuwaxl.engine import Clip, Engine, Story, Task
+from nuwaxl.engine.arriving import Arriving
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import parse_devices
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
@@ -126,6 +127,25 @@ def test_a_clip_that_fails_fails_its_video_alone(later: Callable[[str], tuple[En
         assert "decode [0]: ValueError: no such picture" in str(next(error for error in errors if error is not None))
         runner.on_clip = lambda latents: None
         assert len(frames(engine)) == 100
+
+
+def test_a_clip_is_taken_once_whoever_fails() -> None:
+    taken: list[int] = []
+
+    def fail(*_: object) -> None:
+        raise ValueError("no room")
+
+    def take() -> Clip:
+        taken.append(1)
+        return Clip(0, np.zeros((1, 2, 2, 3), np.uint8))
+
+    arriving = Arriving(came=fail, failed=fail)
+    arriving.begin((0, 0), take, 0.0)
+    with pytest.raises(ValueError, match="no room"):
+        arriving.wait()
+    assert not arriving
+    arriving.wait()
+    assert taken == [1]
 
 
 def test_leaving_a_render_early_leaves_no_worker(
