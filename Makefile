@@ -65,8 +65,10 @@ clean:  ## remove what was built; .venv and out/ stay
 .NOTPARALLEL:
 .PHONY: help bench gpu test test-slow lint cpp-test cpp-sanitize cpp-example clean
 
-# A file of tests stays in one process, so that what its tests share is made once.
-PYTEST_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# A file of tests stays in one process, so that what its tests share is made once. A test that hangs ends the run with
+# the stacks of its threads; the longest takes a minute on two cores.
+PYTEST_PARALLEL := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 \
+  -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -38,10 +38,8 @@ class Arriving:
             return
         (item, take, start), self._clip = self._clip, None
         try:
-            clip = take()
+            self._came(item, take(), start)
         except DeviceLost:
             raise
         except BaseException as error:
             self._failed(item, error)
-        else:
-            self._came(item, clip, start)

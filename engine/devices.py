@@ -181,5 +181,7 @@ def parse_ray(devices: str) -> Actors | None:
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those it may run on, no more than OMP_NUM_THREADS, by which users limit libraries."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list where parallel regions are nested
+    return min(cores, int(said)) if said.isdecimal() and int(said) > 0 else cores

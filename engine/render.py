@@ -1,6 +1,8 @@
 """A render of one or many stories: workers run what the scheduler hands out, the caller's thread takes the clips."""
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,16 @@ from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
 # Renders that a forked process inherited: the locks of their schedulers may be held by threads that it has not, so that
 # even freeing them would wait for ever.
 _INHERITED: list["Render"] = []
+
+_UNDER_WAY: weakref.WeakSet["Render"] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """End what an interpreter that exits leaves open: its threads would be torn out of the runtimes' C++, an abort."""
+    for render in list(_UNDER_WAY):
+        render.cancel()
+        render.join()
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,9 @@ class Render:
             InputError: this process was forked from that of the render.
             RenderCancelled: cancel() was called.
         """
+        _UNDER_WAY.add(self)
         self._threads = [
-            # Daemons: an iteration that is abandoned but never closed must not keep the interpreter from exiting.
+            # Daemons: an iteration that is left open must not keep the interpreter from exiting, which stops it.
             threading.Thread(target=self._work, args=(number,), name=f"nuwaxl {device.name}", daemon=True)
             for number, device in enumerate(self._devices)
         ]
@@ -119,6 +132,7 @@ class Render:
                     yield self._end(job)
                     self._admit()
         finally:
+            _UNDER_WAY.discard(self)
             if self._process.here:
                 self._scheduler.stop()
                 self.join()
@@ -216,7 +230,21 @@ class Render:
             raise RenderCancelled("expected the render to go on; found it cancelled; render again")
 
     def _work(self, number: int) -> None:
-        """A worker's thread: run what the scheduler hands out until there is no more, or somebody stops it."""
+        """A worker's thread, which leaves nobody waiting for it, however it ends."""
+        try:
+            self._run(number)
+        except DeviceLost as error:
+            self._lose(number, error)
+        except BaseException as error:  # a fault of ours, which Python shows
+            self._lose(number, error)
+            raise
+
+    def _run(self, number: int) -> None:
+        """Run what the scheduler hands out until there is no more, or somebody stops it.
+
+        Raises:
+            DeviceLost: by the worker's device.
+        """
         device, batch = self._devices[number], Batch(self._devices[number].runner)
         arriving = self._arriving(number)
         # A batch is left where it is when the render stops.
@@ -231,9 +259,8 @@ class Render:
                     self._decode(number, device, work.items[0], arriving)
                 else:
                     self._diffuse(number, device, batch, list(work.items), arriving)
-            except DeviceLost as error:
-                self._lose(number, error)
-                return
+            except DeviceLost:
+                raise
             except BaseException as error:
                 held = self._scheduler.held(number)  # newcomers with it, whether they are in the batch yet or not
                 what = "" if work is None else f", {work.kind} {[item for _, item in held]}"
@@ -367,7 +394,7 @@ class Render:
             self.fail(job, failure)
         return failure
 
-    def _lose(self, number: int, error: DeviceLost) -> None:
+    def _lose(self, number: int, error: BaseException) -> None:
         """The other devices take over what this one had under way; without others, all jobs fail."""
         with self._lock:
             self._scheduler.lost(number)

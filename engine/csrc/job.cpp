@@ -10,9 +10,7 @@ namespace nuwaxl {
 
 namespace {
 
-std::string text(const Window& window) {
-    return "(" + std::to_string(window.first) + ", " + std::to_string(window.last) + ")";
-}
+std::string text(const Window& window) { return pair_text(window.first, window.last); }
 
 void check_windows(const std::vector<Window>& windows, std::int64_t frames) {
     Window before{0, 0};

@@ -10,7 +10,7 @@ namespace nuwaxl {
 
 namespace {
 
-std::string text(const Item& item) { return "(" + std::to_string(item.job) + ", " + std::to_string(item.id) + ")"; }
+std::string text(const Item& item) { return pair_text(item.job, item.id); }
 
 }  // namespace
 

@@ -90,7 +90,7 @@ def test_a_kernel_that_fails_leaves_the_others_their_figures(monkeypatch: pytest
 def test_gpu_tests_that_cannot_be_imported_leave_the_others(tmp_path: Path) -> None:
     (tmp_path / "test_broken.py").write_text("import no_such_package\n")
     (tmp_path / "test_good.py").write_text("def test_good() -> None: ...\n")
-    found = tests.measure(tmp_path, 60.0, "not slow", str(tmp_path))
+    found = tests.measure(tmp_path, 600.0, "not slow", str(tmp_path))
     assert found["figures"] | {"log": ""} == {"passed": 1, "failed": 1, "skipped": 0, "exit_status": 1, "log": ""}
 
 

@@ -129,8 +129,8 @@ void work(Load& load, std::int64_t device, unsigned seed, bool may_break) {
             if (left && draw(random, 0, 1) == 0) arrive();
             if (draw(random, 0, 3) == 0) std::this_thread::yield();
             std::vector<Item> finished;
-            for (auto& [item, left] : held) {
-                if (--left == 0) finished.push_back(item);
+            for (auto& [item, steps_left] : held) {
+                if (--steps_left == 0) finished.push_back(item);
             }
             std::erase_if(held, [](const auto& entry) { return entry.second == 0; });
             for (const Item& item : finished) load.finished(item);

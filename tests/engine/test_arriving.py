@@ -12,6 +12,7 @@ from nuwaxl.engine.arriving import Arriving
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import parse_devices
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.stats import Recorder
 from nuwaxl.errors import DeviceLost, RenderError
 
 STORY = Story([(0, "red sky"), (9, "blue sea")], seed=3)
@@ -146,6 +147,22 @@ def test_a_clip_is_taken_once_whoever_fails() -> None:
     assert not arriving
     arriving.wait()
     assert taken == [1]
+
+
+def test_a_clip_that_cannot_be_handed_over_fails_its_video_and_nobody_waits(
+    later: Callable[[str], tuple[Engine, list[Later]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = later("cpu:1")
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("out of luck")
+
+    with engine:
+        monkeypatch.setattr(Recorder, "batch", broken)
+        with pytest.raises(RenderError, match=r"ZeroDivisionError: out of luck"):
+            frames(engine)
+        monkeypatch.undo()
+        assert len(frames(engine)) == 100
 
 
 def test_leaving_a_render_early_leaves_no_worker(

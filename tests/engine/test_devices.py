@@ -1,5 +1,6 @@
 """Device lists."""
 
+import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,13 +14,33 @@ from nuwaxl.engine.runners.plugins import plugin_names
 from nuwaxl.errors import InputError
 
 
+@pytest.fixture
+def six_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"), [(None, 6), ("4", 4), ("1", 1), ("9", 6), ("2,1", 2), ("", 6), ("0", 6), ("-1", 6), ("x", 6)]
+)
+@pytest.mark.usefixtures("six_cores")
+def test_the_cores_are_those_of_the_process_and_no_more_than_the_user_allows(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, cores: int
+) -> None:
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert available_cores() == cores
+    assert parse_devices("cpu")[0].threads == cores
+
+
+@pytest.mark.usefixtures("six_cores")
 @pytest.mark.parametrize(
     ("devices", "workers"), [("cpu", 1), ("cpu:1", 1), ("cpu:2", 2), ("cpu:1,cpu:1", 2), ("cpu, cpu:2", 3)]
 )
 def test_a_list_gives_its_workers_which_share_the_cores(devices: str, workers: int) -> None:
     found = parse_devices(devices)
     assert [worker.name for worker in found] == [f"cpu#{i}" for i in range(workers)]
-    assert all(worker.threads == max(1, available_cores() // workers) for worker in found)
+    assert all(worker.threads == 6 // workers for worker in found)
     assert all(worker.alone == (workers == 1) for worker in found)
 
 

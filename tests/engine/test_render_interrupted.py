@@ -4,6 +4,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -17,6 +19,7 @@ import pytest
 from nuwaxl.engine import Clip, Engine, Progress, Story, Task
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import parse_devices
+from nuwaxl.engine.render import Render
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeDenoising, OnnxRuntimeRunner
 from nuwaxl.errors import DeviceLost, InputError, RenderCancelled, RenderError
 from tests.engine.conftest import worker_threads
@@ -88,6 +91,27 @@ def test_a_failing_worker_is_an_error_in_the_caller_with_its_cause(
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert "cpu#" in str(caught.value)
     assert worker_threads() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
+def test_nobody_waits_for_a_worker_that_broke(
+    hooked_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    run = Render._run
+
+    def first_breaks(self: Render, number: int) -> None:
+        if number == 0:
+            raise ZeroDivisionError("out of luck")
+        run(self, number)
+
+    engine = hooked_engine(devices)
+    monkeypatch.setattr(Render, "_run", first_breaks)
+    if devices == "cpu:2":
+        assert sum(len(clip.frames) for clip in engine.render(STORY, frames=30)) == 30
+    else:
+        with pytest.raises(RenderError, match="ZeroDivisionError: out of luck"):
+            list(engine.render(STORY, frames=30))
 
 
 def test_a_failing_decoder_is_an_error_after_the_clips_before_it(
@@ -162,6 +186,21 @@ def test_an_abandoned_iterator_stops_its_workers(hooked_engine: Callable[..., En
     del clips
     gc.collect()
     assert worker_threads() == []
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:2"])
+def test_an_interpreter_may_exit_with_an_iteration_left_open(tiny_bundle: Path, devices: str) -> None:
+    program = (
+        "import sys\n"
+        "from nuwaxl.engine import Engine, Story\n"
+        "engine = Engine.open(sys.argv[1], devices=sys.argv[2])\n"
+        "clips = iter(engine.render(Story([(0, 'red sky')]), frames=3000, steps=50))\n"
+        "next(clips)\n"
+        "print('taken')\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_bundle), devices]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "taken\n", "")
 
 
 def test_cancelling_from_another_thread_ends_the_iteration_within_a_step(hooked_engine: Callable[..., Engine]) -> None:
