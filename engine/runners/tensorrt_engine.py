@@ -107,6 +107,9 @@ class PlanEngine:
             return None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        # By default the first runs take fallback kernels, which our CUDA graphs would keep for good.
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         cache = config.create_runtime_cache()
         if self._cache_file is not None and self._cache_file.is_file():
             cache.deserialize(self._cache_file.read_bytes())  # refuses another GPU's or version's by itself

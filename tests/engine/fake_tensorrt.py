@@ -37,6 +37,8 @@ class FakeTensorRT:
 
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
 
     def __init__(self, cuda: FakeCuda, version: str = "11.4.0", capturable: bool | None = None) -> None:
         self.__version__ = version
@@ -81,7 +83,7 @@ class _Engine:
         return _RuntimeConfig(self.trt)
 
     def create_execution_context(self, how: Any) -> Any:
-        assert how == "user" or (isinstance(how, _RuntimeConfig) and how.strategy == "user" and how.cache is not None)
+        assert how == "user" or (isinstance(how, _RuntimeConfig) and how.whole)
         return _Context(self)
 
 
@@ -90,6 +92,14 @@ class _RuntimeConfig:
         self.trt = trt
         self.strategy = ""
         self.cache: Any = None
+        self.cuda_graph_strategy = ""
+        self.dynamic_shapes_kernel_specialization_strategy = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether our memory, our CUDA graphs and the kernels of their shapes are used."""
+        ours = (self.strategy, self.cuda_graph_strategy, self.dynamic_shapes_kernel_specialization_strategy)
+        return ours == ("user", "disabled", "eager") and self.cache is not None
 
     def set_execution_context_allocation_strategy(self, strategy: str) -> None:
         self.strategy = strategy

@@ -109,3 +109,14 @@ def test_a_build_reports_how_far_it_is_and_ends_when_it_is_told_to() -> None:
     assert seen[-1] > 0.5
     with pytest.raises(BuildError, match=r"(?i)cancel"):
         build(request("text"), lambda phase, fraction: False)
+
+
+def test_the_published_runtime_has_the_settings_that_the_runner_makes() -> None:
+    """What the fake of the runner's tests takes: a runtime configuration itself needs a GPU."""
+    trt = load_tensorrt("tensorrt-rtx")
+    for name, value in (("DynamicShapesKernelSpecializationStrategy", "EAGER"), ("CudaGraphStrategy", "DISABLED")):
+        assert hasattr(getattr(trt, name), value)
+    for name in ("dynamic_shapes_kernel_specialization_strategy", "cuda_graph_strategy"):
+        setting = getattr(trt.IRuntimeConfig, name)
+        assert isinstance(setting, property)
+        assert setting.fset is not None
