@@ -174,8 +174,7 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
     }
     constants = {(names.index(name),): value for name, value in specialisation.constants.items()}
     source = ASTSource(specialisation.kernel, signature, constants, aligned)
-    options = {"num_warps": specialisation.num_warps, "num_stages": specialisation.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=specialisation.options)
 
     metadata = compiled.metadata
     scratch = {name: getattr(metadata, name, 0) or 0 for name in _HIDDEN}

@@ -46,6 +46,11 @@ class Specialisation:
     num_stages: int = 2
     float32_arguments: frozenset[str] = frozenset()  # pointers that stay float32 whatever the tensors are
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the compiler. Triton 3.10 would no longer fuse multiplications and additions by itself."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
 
 def launch(specialisation: Specialisation, batch: int, items: int, arguments: tuple[Tensor | int, ...]) -> None:
     """Run the kernel on the tensors' device; nothing to do is no launch."""
@@ -60,9 +65,8 @@ def launch(specialisation: Specialisation, batch: int, items: int, arguments: tu
             found=f"{per_segment} values, {programs} programs",
             fix="use a smaller batch or smaller frames",
         )
-    options = {"num_warps": specialisation.num_warps, "num_stages": specialisation.num_stages}
     with torch.cuda.device_of(tensors[0]):
-        specialisation.kernel[(programs,)](*arguments, **specialisation.constants, **options)
+        specialisation.kernel[(programs,)](*arguments, **specialisation.constants, **specialisation.options)
 
 
 def power_of_two(n: int, least: int = 1) -> int:
