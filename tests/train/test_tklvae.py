@@ -1,11 +1,14 @@
 """T-KLVAE (paper section 3.1): equal to the image KLVAE at initialisation, temporal afterwards."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from nuwaxl.kernels import ops
 from nuwaxl.train.config import TKLVAEConfig
+from nuwaxl.train.networks import layout
 from nuwaxl.train.networks.temporal import TemporalConv
 from nuwaxl.train.networks.tklvae import TKLVAE
 from tests.train.tiny import TKLVAE_TINY, randomise, without
@@ -95,3 +98,30 @@ def test_temporal_layers_learn_from_the_first_step() -> None:
 def test_an_even_temporal_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="temporal_kernel to be odd"):
         TKLVAEConfig(temporal_kernel=4)
+
+
+def test_on_a_gpu_the_norms_call_the_operator_and_answer_as_they_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = TKLVAE(TKLVAE_TINY).eval()
+    randomise(network)
+    network.to(memory_format=torch.channels_last)
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+    of_attention = sum(name.endswith("group_norm") for name, _ in network.named_modules())  # without SiLU
+    called: list[int] = []
+
+    def spy(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        called.append(x.shape[-1])
+        return ops.group_norm_silu(x, *arguments)
+
+    def answers() -> list[torch.Tensor]:
+        with torch.no_grad():
+            latents = network.encode(VIDEO)
+            return [latents, network.decode(latents)]
+
+    plain = answers()
+    # The layers take this for a GPU with Triton; the operators themselves still see the CPU.
+    there = SimpleNamespace(on_triton=lambda tensor: True, group_norm_silu=spy)
+    monkeypatch.setattr(layout, "ops", there)
+    fused = answers()
+    assert len(called) == norms - of_attention
+    for found, expected in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -53,11 +53,14 @@ def from_frames(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
-    """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm."""
-    if not isinstance(norm, nn.GroupNorm):
-        return F.silu(norm(x))
-    in_place = _asked or x.is_contiguous(memory_format=torch.channels_last)
-    if not (in_place and use_operator(x, norm.weight, norm.bias)):
+    """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm. The operator's where no axis must be moved for it, which
+    in an exported graph is nowhere: convolutions have the channels first there."""
+    if (
+        _asked
+        or not isinstance(norm, nn.GroupNorm)
+        or not x.is_contiguous(memory_format=torch.channels_last)
+        or not use_operator(x, norm.weight, norm.bias)
+    ):
         return F.silu(norm(x))
     weight, bias = (parameter.to(x.dtype) for parameter in (norm.weight, norm.bias))
     y = ops.group_norm_silu(to_frames(x, 1), weight, bias, norm.num_groups, norm.eps)

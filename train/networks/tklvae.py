@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nuwaxl.train.config import TKLVAEConfig
+from nuwaxl.train.networks.layout import norm_silu
 from nuwaxl.train.networks.spatial import Downsample, ResnetBlock, Upsample
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
 
@@ -37,8 +38,8 @@ class _Resnet(ResnetBlock):
         self.temporal2 = _temporal_conv(c_out, config)
 
     def forward(self, x: Tensor, length: int) -> Tensor:  # type: ignore[override]
-        h = _apply(self.temporal1, self.conv1(F.silu(self.norm1(x))), length)
-        h = _apply(self.temporal2, self.conv2(F.silu(self.norm2(h))), length)
+        h = _apply(self.temporal1, self.conv1(norm_silu(self.norm1, x)), length)
+        h = _apply(self.temporal2, self.conv2(norm_silu(self.norm2, h)), length)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
         h = _apply(self.temporal_in, self.conv_in(x), length)
         for block in self.down_blocks:
             h = block(h, length)
-        h = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h, length))))
+        h = self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(h, length)))
         return _apply(self.temporal_out, h, length)
 
 
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
         h = self.mid_block(_apply(self.temporal_in, self.conv_in(z), length), length)
         for block in self.up_blocks:
             h = block(h, length)
-        return _apply(self.temporal_out, self.conv_out(F.silu(self.conv_norm_out(h))), length)
+        return _apply(self.temporal_out, self.conv_out(norm_silu(self.conv_norm_out, h)), length)
 
 
 class TKLVAE(nn.Module):
