@@ -203,6 +203,23 @@ def test_an_interpreter_may_exit_with_an_iteration_left_open(tiny_bundle: Path, 
     assert (done.returncode, done.stdout, done.stderr) == (0, "taken\n", "")
 
 
+def test_a_process_forked_in_a_render_may_exit_as_any_other(tiny_bundle: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from nuwaxl.engine import Engine, Story\n"
+        "engine = Engine.open(sys.argv[1], devices='cpu:2')\n"
+        "clips = iter(engine.render(Story([(0, 'red sky')]), frames=300))\n"
+        "next(clips)\n"
+        "if (child := os.fork()) == 0:\n"
+        "    sys.exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 1 + len(list(clips)))\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    windows = len(list(Engine.open(tiny_bundle).render(Story([(0, "red sky")]), frames=300)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"7 {windows}\n", "")
+
+
 def test_cancelling_from_another_thread_ends_the_iteration_within_a_step(hooked_engine: Callable[..., Engine]) -> None:
     engine = hooked_engine("cpu:2", before_step=lambda: time.sleep(0.1))
     video = engine.render(STORY, frames=400, steps=100, max_batch=1)
