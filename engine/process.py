@@ -1,6 +1,10 @@
-"""The process that an object belongs to. Threads, locks and an inference runtime's state do not survive a fork."""
+"""The process that an object belongs to. Threads, locks and an inference runtime's state do not survive a fork, and
+threads in a runtime's C++ must have ended when the interpreter does."""
 
+import atexit
 import os
+import weakref
+from typing import Protocol
 
 from nuwaxl.errors import InputError
 
@@ -28,3 +32,23 @@ class HomeProcess:
                 found=f"one of process {self._process}, which this one was forked from",
                 fix="open an engine after the fork: threads and the runtime's state do not survive one",
             )
+
+
+class Threaded(Protocol):
+    """What has threads that can be stopped."""
+
+    def cancel(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+# What is stopped when the interpreter exits, if it was not before.
+under_way: weakref.WeakSet[Threaded] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Threads that the exit tears out of C++ would abort the process."""
+    for threaded in list(under_way):
+        threaded.cancel()
+        threaded.join()

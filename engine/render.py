@@ -1,8 +1,6 @@
 """A render of one or many stories: workers run what the scheduler hands out, the caller's thread takes the clips."""
 
-import atexit
 import threading
-import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from nuwaxl.engine.batch import Batch, Item
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip, Job
-from nuwaxl.engine.process import HomeProcess
+from nuwaxl.engine.process import HomeProcess, under_way
 from nuwaxl.engine.request import Request, Schedule, Task
 from nuwaxl.engine.runners.base import DecodesLater, Runner
 from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
@@ -24,16 +22,6 @@ from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
 # Renders that a forked process inherited: the locks of their schedulers may be held by threads that it has not, so that
 # even freeing them would wait for ever.
 _INHERITED: list["Render"] = []
-
-_UNDER_WAY: weakref.WeakSet["Render"] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """End what an interpreter that exits leaves open: its threads would be torn out of the runtimes' C++, an abort."""
-    for render in list(_UNDER_WAY):
-        render.cancel()
-        render.join()
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ class Render:
             InputError: this process was forked from that of the render.
             RenderCancelled: cancel() was called.
         """
-        _UNDER_WAY.add(self)
+        under_way.add(self)
         self._threads = [
             # Daemons: an iteration that is left open must not keep the interpreter from exiting, which stops it.
             threading.Thread(target=self._work, args=(number,), name=f"nuwaxl {device.name}", daemon=True)
@@ -132,7 +120,7 @@ class Render:
                     yield self._end(job)
                     self._admit()
         finally:
-            _UNDER_WAY.discard(self)
+            under_way.discard(self)
             if self._process.here:
                 self._scheduler.stop()
                 self.join()

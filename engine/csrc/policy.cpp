@@ -12,7 +12,8 @@ Policy parse_policy(std::string_view name) {
     if (name == "level") return Policy::kLevel;
     if (name == "eager") return Policy::kEager;
     if (name == "latency") return Policy::kLatency;
-    refuse("policy \"level\", \"eager\" or \"latency\"", std::string("\"").append(name).append("\""), "pass one of the three");
+    const std::string found = std::string("\"").append(name).append("\"");
+    refuse("policy \"level\", \"eager\" or \"latency\"", found, "pass one of the three");
 }
 
 ReadyRange ranked(Policy policy, const Plan& plan, std::int64_t steps, std::int64_t job, IdRange ids) {

@@ -19,7 +19,8 @@ _asked = False  # a plain variable, so that torch.compile traces the networks in
 
 @contextmanager
 def operators() -> Iterator[None]:
-    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway.
+    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway. Not
+    `norm_silu`, which would move axes there.
 
     It is of the whole process, all of its threads.
     """
