@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nuwaxl.kernels import ops
-from nuwaxl.train.networks.spatial import ResnetBlock, SpatialTransformer
+from nuwaxl.train.networks.spatial import ResnetBlock, SpatialTransformer, Upsample
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, scale: float = 1.0) -> Tensor:
-    """A spatial convolution of x (n, L, h, w, c) -> (n, L, h', w', c'), of x enlarged `scale` times (nearest)."""
+def convolve(conv: nn.Module, x: Tensor) -> Tensor:
+    """A spatial convolution, or an `Upsampling`, of x (n, L, h, w, c) -> (n, L, h', w', c')."""
     frames = x.flatten(0, 1).permute(0, 3, 1, 2)  # channels-last, as cuDNN likes it
-    if scale != 1.0:
-        frames = F.interpolate(frames, scale_factor=scale, mode="nearest")
     out = conv(frames).permute(0, 2, 3, 1)
     return out.reshape(*x.shape[:2], *out.shape[1:])
 
@@ -50,15 +48,46 @@ class Resnet(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x (n*b, L, h, w, c), embedding (b, e) with its SiLU; the n branches lie a batch apart."""
+        """x (n, L, h, w, c), embedding (n, e) with its SiLU."""
         block = self.block
         assert block.time_emb_proj is not None
-        added = branches(block.time_emb_proj(embedding), x.shape[0])
+        added = block.time_emb_proj(embedding)
         h = convolve(block.conv1, group_norm(block.norm1, x)) + added[:, None, None, None]
         h = convolve(block.conv2, group_norm(block.norm2, h))
         if block.conv_shortcut is not None:
             x = F.linear(x, block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
         return x + h
+
+
+class Upsampling(nn.Module):
+    """Frames enlarged twice (nearest neighbour) and convolved 3x3, by 4/9 of the operations.
+
+    Under the kernel lie at most four different pixels. Which of its weights meet the same one depends on whether the
+    row and the column written to are even: this is four kernels of 2x2, whose weights are sums of those of 3x3. All
+    four are computed in one convolution of the frames as they are, and what is meant for each pixel is picked.
+    """
+
+    # Of the two pixels in reach of an even row (first) and of an odd one: the rows of the 3x3 kernel that meet them.
+    _MET = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        weight, bias = upsample.conv.weight.detach(), upsample.conv.bias
+        assert bias is not None
+        met = torch.tensor(self._MET, device=weight.device)
+        kernels = torch.einsum("ari,bsj,ocij->abocrs", met, met, weight.float()).flatten(0, 2).to(weight.dtype)
+        self.weight = nn.Parameter(kernels.contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().repeat(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, c, h, w) -> (n, c, 2h, 2w), in the memory of channels last."""
+        n, c, h, w = x.shape
+        of_all = F.conv2d(x, self.weight, self.bias, padding=1).unflatten(1, (2, 2, c))  # (n, 2, 2, c, h + 1, w + 1)
+        even, odd = (
+            torch.stack([of_all[:, a, b, :, a : a + h, b : b + w].permute(0, 2, 3, 1) for b in (0, 1)], dim=3)
+            for a in (0, 1)
+        )
+        return torch.stack([even, odd], dim=2).reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
 class Convolution(nn.Module):
@@ -139,8 +168,8 @@ class Temporal(nn.Module):
 
 
 def branches(x: Tensor, n: int) -> Tensor:
-    """x (b, ..) as often as makes n rows of it; x itself where it has them."""
-    return x if x.shape[0] == n else x.repeat(n // x.shape[0], *[1] * (x.ndim - 1))
+    """x (b, ..) twice where n is 2b, x itself where it has n rows."""
+    return x if x.shape[0] == n else torch.cat([x, x])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

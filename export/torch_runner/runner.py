@@ -18,6 +18,7 @@ from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.errors import DeviceLost, InputError
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model
 from nuwaxl.export.torch_runner.device import TorchDevice
+from nuwaxl.export.torch_runner.layers import Upsampling
 from nuwaxl.export.torch_runner.slots import Slots
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step
 from nuwaxl.train.networks.mtd import MTD
@@ -37,6 +38,8 @@ class VideoGraphs(nn.Module):
         super().__init__()
         shift, scale = (t.detach().float().clone()[:, None, None] for t in (tklvae.latent_shift, tklvae.latent_scale))
         self.tklvae = tklvae.to(dtype=dtype)
+        for block in tklvae.decoder.up_blocks:
+            block.upsamplers = nn.ModuleList(Upsampling(upsample) for upsample in block.upsamplers)
         self.dtype = dtype
         self.shift, self.scale = nn.Parameter(shift, requires_grad=False), nn.Parameter(scale, requires_grad=False)
 
@@ -86,6 +89,7 @@ class TorchRunner:
                 torch.backends.cudnn.allow_tf32 = False
         self._text = text.to(device=place, dtype=torch.float32).eval()
         self._video = VideoGraphs(tklvae, device.dtype).to(place, memory_format=torch.channels_last).eval()
+        self._decode: Any = self._video
         # The operators are inside, so the layout is theirs; convolutions keep their weights in it too.
         denoiser = Denoiser(mtd.to(dtype=device.dtype)).to(place).eval()
         for module in mtd.modules():
@@ -95,6 +99,7 @@ class TorchRunner:
         step: Any = Step(denoiser)
         if device.compiled:
             step = torch.compile(step, fullgraph=True)
+            self._decode = torch.compile(self._video, fullgraph=True, dynamic=False)
         self._step = step
         self._pool: list[Slots] = []  # of batches that are over: their memory fits, their graphs are captured
         if device.on_cuda:
@@ -171,7 +176,7 @@ class TorchRunner:
     @_on_device
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
         """See DecodesLater. On the CPU it is done at once."""
-        video = self._video(self._tensor(latents))
+        video = self._decode(self._tensor(latents))
         if self._stream is None or self._copies is None:
             return functools.partial(_array, video)
         host = torch.empty(video.shape, dtype=video.dtype, pin_memory=True)
@@ -195,7 +200,7 @@ class TorchRunner:
     def close(self) -> None:
         """See Runner.close."""
         self._pool.clear()
-        self._text = self._video = self._prepare = self._step = None  # type: ignore[assignment]
+        self._text = self._video = self._decode = self._prepare = self._step = None  # type: ignore[assignment]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device.device)

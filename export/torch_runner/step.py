@@ -19,6 +19,7 @@ from nuwaxl.export.torch_runner.layers import (
     Resnet,
     Temporal,
     Transformer,
+    Upsampling,
     branches,
     convolve,
     group_norm,
@@ -50,18 +51,26 @@ class Denoiser(nn.Module):
         self.injects = [injecting for _, injecting in layers]
         self.mid_resnet = Resnet(mtd.mid_resnet)
         self.mid_convolution = Convolution(mtd.mid_temporal_conv)
+        self.upsamplings = nn.ModuleList(
+            Upsampling(block.resample) for block in mtd.up_blocks if block.resample is not None
+        )
 
     def forward(self, x: Tensor, timestep: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x (b, L, c, h, w), timestep (b,), state of `Prepare` -> the predictions cond and uncond, of x's shape."""
         mtd = self.mtd
         dtype = mtd.conv_in.weight.dtype
-        embedding = F.silu(mtd.time_embedding(timestep))
+        alone = F.silu(mtd.time_embedding(timestep))
+        paired = torch.cat([alone, alone])  # once: where rows are added, torch.compile would divide at every element
         tensors, layers, injects = iter(state), iter(self.layers), iter(self.injects)
+        upsamplings = iter(self.upsamplings)
+
+        def embedding(h: Tensor) -> Tensor:
+            return alone if h.shape[0] == alone.shape[0] else paired
 
         def run(h: Tensor) -> Tensor:
             layer = next(layers)
             injection = [next(tensors), next(tensors)] if next(injects) else []
-            h = layer.convolution(layer.resnet(h, embedding), *injection)
+            h = layer.convolution(layer.resnet(h, embedding(h)), *injection)
             if layer.transformer is not None:
                 h = layer.temporal(layer.transformer(h, Prompt(*(next(tensors) for _ in Prompt._fields))))
             return h
@@ -76,13 +85,14 @@ class Denoiser(nn.Module):
                 h = convolve(block.resample.conv, h)
                 skips.append(h)
 
-        h = self.mid_convolution(self.mid_resnet(run(h), embedding))
+        h = run(h)
+        h = self.mid_convolution(self.mid_resnet(h, embedding(h)))
 
         for block in mtd.up_blocks:
             for _ in block.layers:
                 h = run(torch.cat([h, branches(skips.pop(), h.shape[0])], dim=-1))  # eq. 6
             if block.resample is not None:
-                h = convolve(block.resample.conv, h, scale=2.0)
+                h = convolve(next(upsamplings), h)
 
         h = convolve(mtd.conv_out, group_norm(mtd.conv_norm_out, h)).permute(0, 1, 4, 2, 3)
         cond, uncond = h.chunk(2)

@@ -17,8 +17,10 @@ from nuwaxl.export.model import CHECKPOINT_FILES, load_model  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.export.torch_runner import open_runner  # noqa: E402
 from nuwaxl.export.torch_runner.device import parse  # noqa: E402
+from nuwaxl.export.torch_runner.layers import Upsampling  # noqa: E402
 from nuwaxl.export.torch_runner.slots import bucket  # noqa: E402
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step  # noqa: E402
+from nuwaxl.train.networks.spatial import Upsample  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ def test_the_step_is_the_networks(checkpoint: Path, batch: int) -> None:
         found = Step(denoiser)(*fixed, *state)
     for tensor, expected in zip(found, sample.answer().values(), strict=True):
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 5)])
+def test_an_upsampling_is_the_convolution_of_the_enlarged_frames(size: tuple[int, int]) -> None:
+    upsample, x = Upsample(6), torch.randn(2, 6, *size)
+    with torch.no_grad():
+        found, expected = Upsampling(upsample)(x), upsample(x)
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("on", [*DEVICES, COMPILED])
