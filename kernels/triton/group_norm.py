@@ -19,6 +19,71 @@ from nuwaxl.kernels import checks
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
 
 CHANNELS_A_PROGRAM = 128
+BLOCK_P = 32
+
+
+@triton.jit
+def channel_statistics(x, channel, used, first, last, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Of these channels in the pixels `first` to `last` of a frame: how many there are, as float32, the mean, and the
+    sum of squared deviations from it."""
+    p = tl.arange(0, BLOCK_P)
+    count = 0.0
+    mean = tl.zeros(channel.shape, tl.float32)
+    deviations = tl.zeros(channel.shape, tl.float32)
+    for start in range(first, last, BLOCK_P):
+        inside = (start + p < last)[:, None] & used[None, :]
+        block = tl.load(x + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
+        block = block.to(tl.float32)
+        n = tl.minimum(last - start, BLOCK_P).to(tl.float32)
+        block_mean = tl.sum(block, axis=0) / n
+        centred = tl.where(inside, block - block_mean[None, :], 0.0)
+        delta = block_mean - mean
+        deviations += tl.sum(centred * centred, axis=0) + delta * delta * (count * n / (count + n))
+        count += n
+        mean += delta * (n / count)
+    return count, mean, deviations
+
+
+@triton.jit
+def group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS: tl.constexpr):
+    """Mean and variance of the group that each channel is in, from those of the channels over `count` pixels."""
+    group = lane // GROUP_CHANNELS
+    same = (group[:, None] == group[None, :]) & used[None, :]
+    group_mean = tl.sum(tl.where(same, mean[None, :], 0.0), axis=1) / GROUP_CHANNELS
+    offset = mean - group_mean
+    deviations += offset * offset * count
+    return group_mean, tl.sum(tl.where(same, deviations[None, :], 0.0), axis=1) / (count * GROUP_CHANNELS)
+
+
+@triton.jit
+def write_normed(
+    x,
+    weight,
+    bias,
+    out,
+    channel,
+    used,
+    mean,
+    variance,
+    first,
+    last,
+    CHANNELS: tl.constexpr,
+    EPS: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """The norm of these channels in the pixels `first` to `last` of a frame."""
+    p = tl.arange(0, BLOCK_P)
+    scale = tl.load(weight + channel, mask=used, other=0.0).to(tl.float32) / tl.sqrt(variance + EPS)
+    shift = tl.load(bias + channel, mask=used, other=0.0).to(tl.float32)
+    for start in range(first, last, BLOCK_P):
+        inside = (start + p < last)[:, None] & used[None, :]
+        place = (start + p)[:, None] * CHANNELS + channel[None, :]
+        block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+        y = (block - mean[None, :]) * scale[None, :] + shift[None, :]
+        if SILU:
+            y = y / (1.0 + tl.exp(-y))
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -45,60 +110,38 @@ def group_norm_silu(
     lane = tl.arange(0, BLOCK_C)
     channel = (tl.program_id(0) % bundles) * WIDTH + lane
     used = (lane < WIDTH) & (channel < CHANNELS)
-    p = tl.arange(0, BLOCK_P)
-
-    count = 0.0
-    mean = tl.zeros((BLOCK_C,), tl.float32)
-    deviations = tl.zeros((BLOCK_C,), tl.float32)  # sum of squared deviations from the channel's mean
-    for start in range(0, pixels, BLOCK_P):
-        inside = (start + p < pixels)[:, None] & used[None, :]
-        block = tl.load(x + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
-        block = block.to(tl.float32)
-        n = tl.minimum(pixels - start, BLOCK_P).to(tl.float32)
-        block_mean = tl.sum(block, axis=0) / n
-        centred = tl.where(inside, block - block_mean[None, :], 0.0)
-        delta = block_mean - mean
-        deviations += tl.sum(centred * centred, axis=0) + delta * delta * (count * n / (count + n))
-        count += n
-        mean += delta * (n / count)
-
-    group = lane // GROUP_CHANNELS
-    same = (group[:, None] == group[None, :]) & used[None, :]
-    group_mean = tl.sum(tl.where(same, mean[None, :], 0.0), axis=1) / GROUP_CHANNELS
-    offset = mean - group_mean
-    deviations += offset * offset * count
-    variance = tl.sum(tl.where(same, deviations[None, :], 0.0), axis=1) / (count * GROUP_CHANNELS)
-    scale = tl.load(weight + channel, mask=used, other=0.0).to(tl.float32) / tl.sqrt(variance + EPS)
-    shift = tl.load(bias + channel, mask=used, other=0.0).to(tl.float32)
-
-    for start in range(0, pixels, BLOCK_P):
-        inside = (start + p < pixels)[:, None] & used[None, :]
-        place = (start + p)[:, None] * CHANNELS + channel[None, :]
-        block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        y = (block - group_mean[None, :]) * scale[None, :] + shift[None, :]
-        if SILU:
-            y = y / (1.0 + tl.exp(-y))
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+    count, mean, deviations = channel_statistics(x, channel, used, 0, pixels, CHANNELS, BLOCK_P)
+    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS)
+    write_normed(x, weight, bias, out, channel, used, mean, variance, 0, pixels, CHANNELS, EPS, SILU, BLOCK_P)
 
 
 def specialise(length: int, channels: int, groups: int, eps: float, *, silu: bool = True) -> Specialisation:
     """The kernel for one width; `length` only counts the frames of a segment in the grid."""
-    width = channels // groups
-    bundle = min(max(1, CHANNELS_A_PROGRAM // width), groups)
+    shares = share(channels, groups)
     return Specialisation(
         kernel=group_norm_silu,
-        constants={
-            "CHANNELS": channels,
-            "GROUP_CHANNELS": width,
-            "BLOCK_GROUPS": bundle,
-            "EPS": eps,
-            "SILU": silu,
-            "BLOCK_P": 32,
-            "BLOCK_C": power_of_two(bundle * width),
-        },
-        grid=Grid(fixed=length * -(-groups // bundle)),
+        constants={**shares, "EPS": eps, "SILU": silu},
+        grid=Grid(fixed=length * bundles(groups, shares)),
         num_warps=4,
     )
+
+
+def share(channels: int, groups: int) -> dict[str, int]:
+    """How a frame's channels are cut into programs, as constants of the kernels."""
+    width = channels // groups
+    bundle = min(max(1, CHANNELS_A_PROGRAM // width), groups)
+    return {
+        "CHANNELS": channels,
+        "GROUP_CHANNELS": width,
+        "BLOCK_GROUPS": bundle,
+        "BLOCK_P": BLOCK_P,
+        "BLOCK_C": power_of_two(bundle * width),
+    }
+
+
+def bundles(groups: int, shares: dict[str, int]) -> int:
+    """Programs that the channels of a frame are cut into."""
+    return -(-groups // shares["BLOCK_GROUPS"])
 
 
 def forward(

@@ -16,6 +16,9 @@ SHAPES = {  # b, L, p, c, groups
     "ragged pixels, groups of 10 channels": (1, 2, 45, 40, 4),
     "more groups than a program takes": (1, 1, 3, 160, 16),
     "one group wider than a program's share": (1, 2, 5, 144, 1),
+    "large frames, the last part not full": (2, 1, 1100, 40, 4),
+    "large frames, two programs a part": (1, 1, 1025, 160, 16),
+    "more parts than are merged at once": (1, 1, 16 * 256 + 1, 8, 2),
 }
 EPS = 1e-5
 
@@ -40,9 +43,10 @@ def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True) -
             node, given = "GroupNormSilu" if silu else "GroupNorm", {"x": x, "weight": weight, "bias": bias}
             out.copy_(run_node(node, given, 1, groups=groups, eps=EPS)[0])
         else:
-            from nuwaxl.kernels.triton import group_norm
+            from nuwaxl.kernels.triton import group_norm, group_norm_large
 
-            group_norm.forward(x, weight, bias, groups, EPS, out, silu=silu)
+            form = group_norm_large if x.shape[2] >= group_norm_large.LARGE else group_norm
+            form.forward(x, weight, bias, groups, EPS, out, silu=silu)
 
     return run(entry, launch, given, 1, given[0].shape)[0]
 
@@ -61,9 +65,10 @@ def test_without_silu_it_is_the_norm_alone(entry: Entry) -> None:
 
 
 @every_entry
-def test_a_mean_far_from_zero_costs_no_precision(entry: Entry) -> None:
+@pytest.mark.parametrize("pixels", [45, 1100])
+def test_a_mean_far_from_zero_costs_no_precision(entry: Entry, pixels: int) -> None:
     # Squares of the values lose the variance in float32: mean 3000, deviation 4.
-    given = inputs(entry, (1, 2, 45, 40, 4), scale=4.0, offset=3000.0)
+    given = inputs(entry, (1, 2, pixels, 40, 4), scale=4.0, offset=3000.0)
     found, expected = forward(entry, given, 4), exact(*given, 4)
     # float32 itself rounds the values' mean to 2e-4, which is 5e-5 deviations.
     loose = Entry(entry.form, entry.device, entry.dtype, max(entry.tolerance, 1e-4))
@@ -71,8 +76,9 @@ def test_a_mean_far_from_zero_costs_no_precision(entry: Entry) -> None:
 
 
 @every_entry
-def test_values_at_the_end_of_half_precision_are_normed(entry: Entry) -> None:
-    given = inputs(entry, (1, 1, 20, 16, 2), scale=9000.0)
+@pytest.mark.parametrize("pixels", [20, 1100])
+def test_values_at_the_end_of_half_precision_are_normed(entry: Entry, pixels: int) -> None:
+    given = inputs(entry, (1, 1, pixels, 16, 2), scale=9000.0)
     given[0].clamp_(-65504.0, 65504.0)
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))
 
