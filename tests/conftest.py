@@ -1,6 +1,8 @@
-"""What every test folder shares: where gpu tests run, and how hypothesis searches."""
+"""What every test folder shares: where gpu tests run, one that loses its GPU, and how hypothesis searches."""
 
 import os
+import sys
+from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,3 +31,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+# After some errors, an illegal address among them, CUDA refuses everything else that a process asks of it.
+_lost_in: list[str] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip gpu tests of a process that has lost its GPU; `make gpu` runs them in another one."""
+    if _lost_in and item.get_closest_marker("gpu"):
+        pytest.skip(f"the GPU takes no more work of this process since {_lost_in[0]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notice a gpu test that lost its GPU."""
+    report = yield
+    if report.failed and item.get_closest_marker("gpu") and not _lost_in and _gpu_is_lost():
+        _lost_in.append(item.nodeid)
+    return report
+
+
+def _gpu_is_lost() -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

@@ -94,6 +94,48 @@ def test_gpu_tests_that_cannot_be_imported_leave_the_others(tmp_path: Path) -> N
     assert found["figures"] | {"log": ""} == {"passed": 1, "failed": 1, "skipped": 0, "exit_status": 1, "log": ""}
 
 
+def test_gpu_tests_after_one_that_lost_the_gpu_run_in_another_process(tmp_path: Path) -> None:
+    # The repository's own hooks, over a torch whose GPU is lost for good by two of the tests.
+    (tmp_path / "conftest.py").write_text(
+        f"""
+import sys, types
+from importlib.util import module_from_spec, spec_from_file_location
+
+lost = []
+
+def synchronize():
+    if lost:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+cuda = types.SimpleNamespace(is_available=lambda: True, synchronize=synchronize, lost=lost)
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+spec = spec_from_file_location("shared", {str(ROOT / "tests" / "conftest.py")!r})
+shared = module_from_spec(spec)
+spec.loader.exec_module(shared)
+pytest_runtest_setup, pytest_runtest_makereport = shared.pytest_runtest_setup, shared.pytest_runtest_makereport
+"""
+    )
+    (tmp_path / "test_kernels.py").write_text(
+        """
+import pytest, torch
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(6))
+def test_kernel(number):
+    if number in (1, 3):
+        torch.cuda.lost.append(number)
+    assert number != 4
+    torch.cuda.synchronize()
+
+def test_elsewhere(): ...
+"""
+    )
+    found = tests.measure(tmp_path, 600.0, "gpu or not gpu", str(tmp_path))
+    counts = {name: found["figures"][name] for name in ("passed", "failed", "skipped", "exit_status")}
+    assert counts == {"passed": 4, "failed": 3, "skipped": 0, "exit_status": 1}
+    assert [row["failed"].rpartition("::")[2] for row in found["rows"]] == [f"test_kernel[{n}]" for n in (1, 3, 4)]
+
+
 @pytest.mark.slow
 def test_gpu_tests_that_do_not_end_leave_the_others(tmp_path: Path) -> None:
     (tmp_path / "test_good.py").write_text("def test_good() -> None: ...\n")
