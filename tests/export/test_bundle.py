@@ -66,7 +66,8 @@ def test_the_engine_opens_it_and_the_manifest_says_what_was_asked(bundle: Bundle
     )
     assert manifest.diffusion == Diffusion(100, "scaled_linear", 0.00085, 0.012, "v")
     assert manifest.sampler == Sampler("ddim", 7, 1.5)
-    assert manifest.producer["torch"] == torch.__version__
+    # A build's own label, as in 2.15.0+cu132, is not always in the package's version.
+    assert manifest.producer["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert manifest.producer["onnxruntime"] == onnxruntime.__version__
 
 
