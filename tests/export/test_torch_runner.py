@@ -44,8 +44,9 @@ DEVICES = [
     entry("cuda:0/float16/eager", 1e-2, 24, pytest.mark.gpu),
     entry("cuda:0/bfloat16/eager", 6e-2, 96, pytest.mark.gpu),
 ]
-COMPILED = entry("cuda:0/bfloat16/compile", 6e-2, 96, pytest.mark.gpu)  # a minute, so once
+COMPILED = entry("cuda:0/bfloat16/compile", 6e-2, 96, pytest.mark.gpu)  # a minute, so a step once, and decoding
 every_device = pytest.mark.parametrize("on", DEVICES)
+compiled_too = pytest.mark.parametrize("on", [*DEVICES, COMPILED])
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -108,7 +109,7 @@ def test_an_upsampling_is_the_convolution_of_the_enlarged_frames(size: tuple[int
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("on", [*DEVICES, COMPILED])
+@compiled_too
 def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bundle: Bundle, on: Entry) -> None:
     """Each alone on the CPU in float32, and alone on the same device: batch invariance, and parity with the CPU."""
     everything, shape = segments(bundle, 5), segments(bundle, 1).x.shape[1:]
@@ -153,7 +154,7 @@ def test_two_batches_at_once_do_not_disturb_each_other(bundle: Bundle) -> None:
     assert other.latents([0, 1]).shape == (2, *shape)
 
 
-@every_device
+@compiled_too
 def test_text_decoding_and_encoding_are_those_of_onnx_runtime(bundle: Bundle, on: Entry) -> None:
     ours = open_runner(bundle, on.device, threads=1)
     theirs = OnnxRuntimeRunner(bundle, Worker("cpu#0", threads=1, alone=True))
