@@ -104,9 +104,8 @@ def group_norm_silu(
     checks.group_norm(x, weight, bias, groups)
     if not on_triton(x):
         return reference.group_norm_silu(x, weight, bias, groups, eps, silu).contiguous()
-    from nuwaxl.kernels.triton import group_norm, group_norm_large
+    from nuwaxl.kernels.triton import group_norm as form
 
-    form = group_norm_large if x.shape[2] >= group_norm_large.LARGE else group_norm
     x = x.contiguous()
     out = torch.empty_like(x)
     form.forward(x, weight.contiguous(), bias.contiguous(), groups, eps, out, silu=silu)

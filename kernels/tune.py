@@ -1,6 +1,6 @@
 """Try other block sizes, warps and pipeline depths of the kernels on a GPU, for whoever sets them in kernels/triton.
 
-    python -m nuwaxl.kernels.tune [--json FILE] [--kernels attention,conv,norm] [--dtype bfloat16] [--batch 8]
+    python -m nuwaxl.kernels.tune [--json FILE] [--kernels attention conv norm] [--dtype bfloat16] [--batch 8]
 
 At sd15's sizes. Every variant's answer is compared with the default's, and its time measured as nuwaxl.kernels.bench
 does. Which one runs is decided in `specialise` of each kernel's module, also for what is compiled ahead of time.
@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,8 @@ _VALUES = (16, 128)  # of a tile that a thread may hold: fewer leave it idle, mo
 _SHARED_BYTES = 200_000  # a block, from Hopper on; a GPU that has less refuses, and the row says so
 _PADDED = 1.25  # output channels computed at most, over those there are
 _SHOWN = 4
+
+KERNELS = ("attention", "conv", "norm")
 
 Variants = Iterator[Specialisation]
 
@@ -64,7 +66,7 @@ def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, bran
 
 
 def norm_variants(length: int, channels: int, groups: int) -> Variants:
-    """The default, then other numbers of pixels a block and of warps."""
+    """The default, then other numbers of pixels a block and of warps, of the kernel that takes a whole frame."""
     default = group_norm.specialise(length, channels, groups, 1e-5)
     yield default
     width = int(default.constants["BLOCK_C"])
@@ -89,25 +91,25 @@ def problems(
         return random(batch, length, pixels, width * channels)
 
     def attention() -> Problem:
-        out = torch.empty_like(frames())
+        out = frames()
         return attention_variants(length, heads, channels // heads), (frames(3), pixels, out), out
 
     def convolution() -> Problem:
-        out, weight = torch.empty_like(frames()), random(bench.TAPS, channels, channels) / channels
+        out, weight = frames(), random(bench.TAPS, channels, channels) / channels
         arguments = (frames(), weight, random(channels), frames(), frames(), pixels, out)
         return convolution_variants(length, channels, dtype, branches=1), arguments, out
 
     def norm() -> Problem:
-        out = torch.empty_like(frames())
+        out = frames()
         return norm_variants(length, channels, groups), (frames(), random(channels), random(channels), pixels, out), out
 
-    return {"attention": attention, "conv": convolution, "norm": norm}
+    return dict(zip(KERNELS, (attention, convolution, norm), strict=True))
 
 
 def measure(
     batch: int,
     dtype: torch.dtype,
-    names: list[str],
+    names: Sequence[str],
     device: str = "cuda",
     levels: Mapping[int, int] = bench.LEVELS,
     most: int | None = None,
@@ -198,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exits with 2 where there is no CUDA device."""
     parser = argparse.ArgumentParser(prog="python -m nuwaxl.kernels.tune", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write every row here, as they come")
-    parser.add_argument("--kernels", default="attention,conv,norm", help="of these (default: all)")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="of these (default: all)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--batch", type=int, default=8, help="segments (default: 8)")
     options = parser.parse_args(arguments)
@@ -210,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json is not None:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
-    rows = measure(options.batch, getattr(torch, options.dtype), options.kernels.split(","), news=news)
+    rows = measure(options.batch, getattr(torch, options.dtype), options.kernels, news=news)
     print(table(rows))
     return 0
 

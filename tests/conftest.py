@@ -40,7 +40,9 @@ _lost_in: list[str] = []
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip gpu tests of a process that has lost its GPU; `make gpu` runs them in another one."""
     if _lost_in and item.get_closest_marker("gpu"):
-        pytest.skip(f"the GPU takes no more work of this process since {_lost_in[0]}")
+        from nuwaxl.bench.gpu.tests import LOST
+
+        pytest.skip(f"{LOST} {_lost_in[0]}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path.cwd()
 WHOLE = (0, 1)  # pytest's exit statuses after all tests have run
-LOST = "the GPU takes no more work of this process since"  # begins the reason of a skip, see tests/conftest.py
+LOST = "the GPU takes no more work of this process since"  # begins the reason of a skip by tests/conftest.py
 _SPARE_S = 30.0  # to end in, before whoever called is stopped
 
 Case = ElementTree.Element
@@ -27,9 +27,11 @@ def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "
     log = folder / "gpu-tests.log"
     log.unlink(missing_ok=True)
     cases, status = _run(folder, log, deadline, ["-m", expression, where])
-    while status in WHOLE and (lost := [_node(case) for case in cases.values() if _found_it_lost(case)]):
-        if deadline - time.monotonic() < 2 * _SPARE_S:
-            break
+    while (
+        status in WHOLE
+        and deadline - time.monotonic() > 2 * _SPARE_S
+        and (lost := [node for node, case in cases.items() if _found_it_lost(case)])
+    ):
         # The first of them finds a GPU that works, so every round leaves fewer.
         again, status = _run(folder, log, deadline, lost)
         cases |= again
@@ -40,7 +42,7 @@ def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "
             "passed": len(cases) - len(failed) - skipped,
             "failed": len(failed),
             "skipped": skipped,
-            "exit_status": max(status, bool(failed)),
+            "exit_status": status or int(bool(failed)),
             "log": log.name,
         },
         "rows": [{"failed": _node(case)} for case in failed],

@@ -60,7 +60,8 @@ class Denoiser(nn.Module):
         mtd = self.mtd
         dtype = mtd.conv_in.weight.dtype
         alone = F.silu(mtd.time_embedding(timestep))
-        paired = torch.cat([alone, alone])  # once: where rows are added, torch.compile would divide at every element
+        # Doubled here, not where it is added: torch.compile would find every element's row by a division there.
+        paired = torch.cat([alone, alone])
         tensors, layers, injects = iter(state), iter(self.layers), iter(self.injects)
         upsamplings = iter(self.upsamplings)
 

@@ -1,16 +1,22 @@
 """Group norm and SiLU of every frame on its own, on (b, L, p, c).
 
-A program takes one frame and as many whole groups as fill 128 neighbouring channels, so loads stay contiguous although
-a group is only c / groups channels wide (10 at c = 320). It walks the pixels twice: for the statistics, merged block by
-block around their own means (Chan's update, so large means cost no precision), and to write. The second walk finds
-most of its 256 bytes a pixel in cache.
+A program takes as many whole groups as fill 128 neighbouring channels, so loads stay contiguous although a group is
+only c / groups channels wide (10 at c = 320). It walks its pixels block by block; statistics are merged around their
+own means (Chan's update), so large means cost no precision.
 
-Memory bound: 2 * b*L*p*c values when it does, 3 when it does not. At c = 320, 32x32, L = 16, b = 8 and 16 bits that is
-168 MB; 80 % of 4.0 TB/s would be 52 us.
+- A small frame is one program's, which walks the pixels twice: for the statistics, and to write. The second walk finds
+  most of its 256 bytes a pixel in cache.
+- The pixels of a large one are cut into parts. A program for each frame would leave most of a GPU idle: the last level
+  of a decoder has 16 frames of 65 536 pixels. One kernel takes the statistics of every channel in every part, 8 bytes;
+  in a second one a program merges those of its frame, and writes a part.
+
+Memory bound: 2 * b*L*p*c values where the second walk finds them in cache, else 3. At c = 320, 32x32, L = 16, b = 8 and
+16 bits that is 168 or 252 MB; 80 % of 4.0 TB/s would be 52 or 79 us.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +25,32 @@ from nuwaxl.kernels import checks
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
 
 CHANNELS_A_PROGRAM = 128
-BLOCK_P = 32
+LARGE = 1024  # pixels of a frame, from which on a step of one segment has too few programs for a GPU as well
+_BLOCK_P = 32
+_PART = 256  # pixels at least,
+_PARTS = 64  # in at most so many parts: every program reads the statistics of all of them
+_PARTS_AT_ONCE = 16
+
+
+@triton.jit
+def program_share(
+    CHANNELS: tl.constexpr, GROUP_CHANNELS: tl.constexpr, BLOCK_GROUPS: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """The frame, or part of one, of this program, counted over all; its lanes, their channels, and which are used."""
+    WIDTH: tl.constexpr = BLOCK_GROUPS * GROUP_CHANNELS
+    bundles: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
+    lane = tl.arange(0, BLOCK_C)
+    channel = (tl.program_id(0) % bundles) * WIDTH + lane
+    return tl.program_id(0) // bundles, lane, channel, (lane < WIDTH) & (channel < CHANNELS)
+
+
+@triton.jit
+def merge(count, mean, deviations, n, block_mean, block_deviations):
+    """Count, mean and sum of squared deviations of two sets, the first of which may be empty."""
+    delta = block_mean - mean
+    deviations += block_deviations + delta * delta * (count * n / (count + n))
+    count += n
+    return count, mean + delta * (n / count), deviations
 
 
 @triton.jit
@@ -37,10 +68,7 @@ def channel_statistics(x, channel, used, first, last, CHANNELS: tl.constexpr, BL
         n = tl.minimum(last - start, BLOCK_P).to(tl.float32)
         block_mean = tl.sum(block, axis=0) / n
         centred = tl.where(inside, block - block_mean[None, :], 0.0)
-        delta = block_mean - mean
-        deviations += tl.sum(centred * centred, axis=0) + delta * delta * (count * n / (count + n))
-        count += n
-        mean += delta * (n / count)
+        count, mean, deviations = merge(count, mean, deviations, n, block_mean, tl.sum(centred * centred, axis=0))
     return count, mean, deviations
 
 
@@ -102,17 +130,83 @@ def group_norm_silu(
     BLOCK_C: tl.constexpr,
 ):
     """x (frames, pixels, c), weight and bias (c,) -> out, shape of x."""
-    WIDTH: tl.constexpr = BLOCK_GROUPS * GROUP_CHANNELS
-    bundles: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
-    frame = (tl.program_id(0) // bundles).to(tl.int64) * pixels * CHANNELS
-    x += frame
-    out += frame
-    lane = tl.arange(0, BLOCK_C)
-    channel = (tl.program_id(0) % bundles) * WIDTH + lane
-    used = (lane < WIDTH) & (channel < CHANNELS)
+    frame, lane, channel, used = program_share(CHANNELS, GROUP_CHANNELS, BLOCK_GROUPS, BLOCK_C)
+    x += frame.to(tl.int64) * pixels * CHANNELS
+    out += frame.to(tl.int64) * pixels * CHANNELS
     count, mean, deviations = channel_statistics(x, channel, used, 0, pixels, CHANNELS, BLOCK_P)
     mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS)
     write_normed(x, weight, bias, out, channel, used, mean, variance, 0, pixels, CHANNELS, EPS, SILU, BLOCK_P)
+
+
+@triton.jit
+def part_statistics(
+    x,
+    pixels,
+    statistics,
+    CHANNELS: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """x (frames, pixels, c) -> statistics (frames, parts, 2, c), float32: mean and sum of squared deviations."""
+    parts = (pixels + PART - 1) // PART
+    part, _, channel, used = program_share(CHANNELS, GROUP_CHANNELS, BLOCK_GROUPS, BLOCK_C)
+    x += (part // parts).to(tl.int64) * pixels * CHANNELS
+    statistics += part.to(tl.int64) * 2 * CHANNELS
+    first = part % parts * PART
+    last = tl.minimum(first + PART, pixels)
+    _, mean, deviations = channel_statistics(x, channel, used, first, last, CHANNELS, BLOCK_P)
+    tl.store(statistics + channel, mean, mask=used)
+    tl.store(statistics + CHANNELS + channel, deviations, mask=used)
+
+
+@triton.jit
+def norm_of_parts(
+    x,
+    weight,
+    bias,
+    statistics,
+    pixels,
+    out,
+    CHANNELS: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    EPS: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS_AT_ONCE: tl.constexpr,
+):
+    """x (frames, pixels, c), statistics of `part_statistics` -> out, shape of x."""
+    parts = (pixels + PART - 1) // PART
+    part, lane, channel, used = program_share(CHANNELS, GROUP_CHANNELS, BLOCK_GROUPS, BLOCK_C)
+    frame = (part // parts).to(tl.int64)
+    x += frame * pixels * CHANNELS
+    out += frame * pixels * CHANNELS
+    statistics += frame * parts * 2 * CHANNELS
+
+    each = tl.arange(0, PARTS_AT_ONCE)
+    count = 0.0
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    deviations = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, parts, PARTS_AT_ONCE):
+        inside = (start + each < parts)[:, None] & used[None, :]
+        size = tl.maximum(tl.minimum(pixels - (start + each) * PART, PART), 0).to(tl.float32)
+        n = tl.sum(size, axis=0)
+        place = statistics + (start + each)[:, None] * 2 * CHANNELS + channel[None, :]
+        means = tl.load(place, mask=inside, other=0.0)
+        within = tl.load(place + CHANNELS, mask=inside, other=0.0)
+        block_mean = tl.sum(means * size[:, None], axis=0) / n
+        offset = means - block_mean[None, :]
+        among = tl.sum(within + offset * offset * size[:, None], axis=0)
+        count, mean, deviations = merge(count, mean, deviations, n, block_mean, among)
+    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS)
+    first = part % parts * PART
+    last = tl.minimum(first + PART, pixels)
+    write_normed(x, weight, bias, out, channel, used, mean, variance, first, last, CHANNELS, EPS, SILU, BLOCK_P)
 
 
 def specialise(length: int, channels: int, groups: int, eps: float, *, silu: bool = True) -> Specialisation:
@@ -134,7 +228,7 @@ def share(channels: int, groups: int) -> dict[str, int]:
         "CHANNELS": channels,
         "GROUP_CHANNELS": width,
         "BLOCK_GROUPS": bundle,
-        "BLOCK_P": BLOCK_P,
+        "BLOCK_P": _BLOCK_P,
         "BLOCK_C": power_of_two(bundle * width),
     }
 
@@ -144,10 +238,31 @@ def bundles(groups: int, shares: dict[str, int]) -> int:
     return -(-groups // shares["BLOCK_GROUPS"])
 
 
+def specialise_parts(
+    length: int, channels: int, pixels: int, groups: int, eps: float, *, silu: bool
+) -> tuple[Specialisation, Specialisation]:
+    """The two kernels for frames of at least `LARGE` pixels: statistics of the parts, and the norm."""
+    part = max(_PART, power_of_two(pixels) // _PARTS)
+    shares = {**share(channels, groups), "PART": part}
+    grid = Grid(fixed=length * bundles(groups, shares), per_item=1, block=part)
+    constants = {**shares, "EPS": eps, "SILU": silu, "PARTS_AT_ONCE": _PARTS_AT_ONCE}
+    return (
+        Specialisation(part_statistics, shares, grid, num_warps=4),
+        Specialisation(norm_of_parts, constants, grid, num_warps=4),
+    )
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, out: Tensor, *, silu: bool = True
 ) -> None:
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
     checks.group_norm(x, weight, bias, groups)
     batch, length, pixels, channels = x.shape
-    launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))
+    if pixels < LARGE:
+        launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))
+        return
+    of_parts, norm = specialise_parts(length, channels, pixels, groups, eps, silu=silu)
+    parts = -(-pixels // int(of_parts.constants["PART"]))
+    statistics = x.new_empty((batch, length, parts, 2, channels), dtype=torch.float32)
+    launch(of_parts, batch, pixels, (x, pixels, statistics))
+    launch(norm, batch, pixels, (x, weight, bias, statistics, pixels, out))

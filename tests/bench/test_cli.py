@@ -88,7 +88,7 @@ def test_every_segment_takes_every_step_and_every_window_is_decoded_once(documen
     # The last segment's frames are past the end, but for its parent's: the render may end in the middle of it.
     last = len(plan) - 1
     assert plan.frames_of(last)[1] >= 1024
-    del steps[last]
+    assert steps.pop(last, 0) <= document["steps"]
     assert steps == dict.fromkeys(range(last), document["steps"])
     windows = [batch["segments"][0] for batch in document["batches"] if batch["kind"] == "decode"]
     assert sorted(windows) == list(range(len(windows)))

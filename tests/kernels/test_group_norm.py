@@ -43,10 +43,9 @@ def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True) -
             node, given = "GroupNormSilu" if silu else "GroupNorm", {"x": x, "weight": weight, "bias": bias}
             out.copy_(run_node(node, given, 1, groups=groups, eps=EPS)[0])
         else:
-            from nuwaxl.kernels.triton import group_norm, group_norm_large
+            from nuwaxl.kernels.triton import group_norm
 
-            form = group_norm_large if x.shape[2] >= group_norm_large.LARGE else group_norm
-            form.forward(x, weight, bias, groups, EPS, out, silu=silu)
+            group_norm.forward(x, weight, bias, groups, EPS, out, silu=silu)
 
     return run(entry, launch, given, 1, given[0].shape)[0]
 
