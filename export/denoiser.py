@@ -169,32 +169,38 @@ class GuidedDenoiser:
         """x (count*b*L, h*w, c) and its group norm `tokens` -> tokens (2*b*L, h*w, c)."""
         block = transformer.transformer_blocks[0]
         tokens = _linear(tokens, transformer.proj_in.weight.flatten(1), transformer.proj_in.bias)
-        normed = block.norm1(tokens)
-        attention = block.attn1
-        query, key, value = (
-            _heads(_linear(normed, layer.weight, None), attention.heads)
-            for layer in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        mixed = _attend(query, key.transpose(-1, -2) * value.shape[-1] ** -0.5, value)
-        tokens = tokens + _linear(_merge(mixed), attention.to_out[0].weight, attention.to_out[0].bias)
+        mixed = self._attention(block.attn1, block.norm1(tokens))
+        tokens = tokens + _linear(mixed, block.attn1.to_out[0].weight, block.attn1.to_out[0].bias)
         tokens = self._prompt(block.attn2, tokens, block.norm2(tokens), prompt, count)
         tokens = tokens + _feed_forward(block.ff, block.norm3(tokens))
         out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
         return _add(out, 2, dense(x), count)
 
+    def _attention(self, attention: Attention, normed: Tensor) -> Tensor:
+        """SA before its last layer, (n, h*w, c) -> (n, h*w, c)."""
+        query, key, value = (
+            _heads(_linear(normed, layer.weight, None), attention.heads)
+            for layer in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        return _merge(_attend(query, key.transpose(-1, -2) * value.shape[-1] ** -0.5, value))
+
     def _prompt(self, attention: Attention, tokens: Tensor, normed: Tensor, prompt: PromptState, count: int) -> Tensor:
         """tokens (count*b*L, h*w, c) -> tokens with PA to the prompt and to the negative prompt (2*b*L, h*w, c)."""
-        pixels, channels = tokens.shape[1:]
-        heads, dim = attention.heads, channels // attention.heads
-        query = _linear(normed, attention.to_q.weight, None).reshape(count, -1, self.length, pixels, heads, dim)
+        query = _linear(normed, attention.to_q.weight, None)
+        mixed = self._prompt_attention(query, prompt, attention.heads, count)
+        return _add(_linear(mixed, attention.to_out[0].weight, attention.to_out[0].bias), 2, tokens, count)
+
+    def _prompt_attention(self, query: Tensor, prompt: PromptState, heads: int, count: int) -> Tensor:
+        """query (count*b*L, h*w, c) -> what it finds in the prompt and in the negative prompt (2*b*L, h*w, c)."""
+        pixels, channels = query.shape[1:]
+        dim = channels // heads
+        query = query.reshape(count, -1, self.length, pixels, heads, dim)
         cond = _attend(query[0].permute(0, 1, 3, 2, 4), prompt.key, prompt.value)
         cond = cond.permute(0, 1, 3, 2, 4).reshape(-1, pixels, channels)
         # One negative prompt a segment: the tokens of all of its frames attend to it as one sequence.
         queries = query[count - 1].permute(0, 3, 1, 2, 4).reshape(-1, heads, self.length * pixels, dim)
         uncond = _attend(queries, prompt.negative_key, prompt.negative_value)
-        uncond = uncond.permute(0, 2, 1, 3).reshape(-1, pixels, channels)
-        out = _linear(torch.cat([cond, uncond]), attention.to_out[0].weight, attention.to_out[0].bias)
-        return _add(out, 2, tokens, count)
+        return torch.cat([cond, uncond.permute(0, 2, 1, 3).reshape(-1, pixels, channels)])
 
     def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
         """As TemporalAttention.forward on tokens (n*L, h*w, c)."""

@@ -7,18 +7,25 @@ they are; only the spatial convolutions, which torch and ONNX know with channels
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nuwaxl.export.denoiser import Branches, GuidedDenoiser, PromptState, _linear
+from nuwaxl.export.translations import attention as fused_attention
 from nuwaxl.kernels import ops
 from nuwaxl.train.networks.mtd import _Layer
-from nuwaxl.train.networks.spatial import ResnetBlock
+from nuwaxl.train.networks.spatial import Attention, ResnetBlock, Upsample
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
 
 
+def prompt_state(attention: Attention, prompt: Tensor, negative: Tensor) -> PromptState:
+    """prompt (b, L, l_p, d_p), negative (b, l_p, d_p) -> keys and values as they are, (.., l_p, c)."""
+    return PromptState(*attention.keys_values(prompt), *attention.keys_values(negative))
+
+
 class FramesDenoiser(GuidedDenoiser):
-    """See GuidedDenoiser; the injections' scales and shifts are (b, L, h*w, c)."""
+    """See GuidedDenoiser; the injections' scales and shifts are (b, L, h*w, c), the prompts' state is `prompt_state`'s."""
 
     channel_axis = -1
 
@@ -29,6 +36,10 @@ class FramesDenoiser(GuidedDenoiser):
         return _spatial_conv(self.mtd.conv_out, _group_norm(self.mtd.conv_norm_out, h, silu=True)).permute(0, 3, 1, 2)
 
     def _resample(self, resample: nn.Module, h: Tensor) -> Tensor:
+        if isinstance(resample, Upsample):  # channels last already, and in a form that exists in every precision
+            height, width, channels = h.shape[1:]
+            h = h[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1).reshape(-1, 2 * height, 2 * width, channels)
+            resample = resample.conv
         return _spatial_conv(resample, h)
 
     def _layer(
@@ -66,6 +77,21 @@ class FramesDenoiser(GuidedDenoiser):
     def _temporal_conv(self, conv: TemporalConv, x: Tensor, injection: tuple[Tensor, Tensor] | None = None) -> Tensor:
         frames = x.reshape(-1, self.length, x.shape[1] * x.shape[2], x.shape[3])
         return conv.fused(frames, *(injection or (None, None))).reshape(x.shape)
+
+    def _attention(self, attention: Attention, normed: Tensor) -> Tensor:
+        query, key, value = (
+            _linear(normed, layer.weight, None) for layer in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        return fused_attention(query, key, value, attention.heads)
+
+    def _prompt_attention(self, query: Tensor, prompt: PromptState, heads: int, count: int) -> Tensor:
+        pixels, channels = query.shape[1:]
+        query = query.reshape(count, -1, self.length * pixels, channels)
+        cond = fused_attention(
+            query[0].reshape(-1, pixels, channels), prompt.key.flatten(0, 1), prompt.value.flatten(0, 1), heads
+        )
+        uncond = fused_attention(query[count - 1], prompt.negative_key, prompt.negative_value, heads)
+        return torch.cat([cond, uncond.reshape(-1, pixels, channels)])
 
     def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
         pixels, channels = x.shape[1:]

@@ -31,7 +31,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     opset = Opset(DOMAIN, VERSION)
 
     def attention(qkv: Any, heads: int) -> Any:
-        return opset.TemporalAttention(qkv, heads=heads)
+        return opset.TemporalAttention(qkv, heads=heads, scale=(int(qkv.shape[3]) // 3 // heads) ** -0.5)
 
     def convolution(x: Any, weight: Any, bias: Any, scale: Any = None, shift: Any = None) -> Any:
         if scale is None or shift is None:
@@ -67,7 +67,8 @@ def add_bodies(model: onnx.ModelProto) -> None:
 def _register() -> None:
     """Declare the nodes to onnx, once a process: the exporter writes only nodes whose schema it finds."""
     schema = onnx.defs.OpSchema
-    kinds = {"heads": schema.AttrType.INT, "groups": schema.AttrType.INT, "eps": schema.AttrType.FLOAT}
+    integer, real = schema.AttrType.INT, schema.AttrType.FLOAT
+    kinds = {"heads": integer, "groups": integer, "eps": real, "scale": real}
     for name, node in _NODES.items():
         if onnx.defs.has(name, DOMAIN):
             continue
@@ -132,15 +133,16 @@ class _Body:
 
 
 def _attention(opset: int) -> onnx.FunctionProto:
-    """qkv (b, L, p, 3c) -> (b, L, p, c); attribute heads."""
+    """qkv (b, L, p, 3c) -> (b, L, p, c); attributes heads and scale, 1 / sqrt(d), which a body would find in a shape
+    only: a copy from the host in the middle of a step."""
     body = _Body()
     three_heads = body("Mul", body.attribute("heads"), body.ints(3))
     shape = body("Concat", body.ints(0, 0, 0), three_heads, body.ints(-1), axis=0)
     # (b, L, p, 3 * heads, d) -> (b, p, 3 * heads, L, d)
     rows = body("Transpose", body("Reshape", body.float("qkv"), shape), perm=[0, 2, 3, 1, 4])
     query, key, value = body("Split", rows, outputs=3, axis=2, num_outputs=3)
-    size = body.float(body("Shape", query, start=4, end=5))
-    scores = body("MatMul", body("Div", query, body("Sqrt", size)), body("Transpose", key, perm=[0, 1, 2, 4, 3]))
+    scaled = body("Mul", query, body.float_attribute("scale"))
+    scores = body("MatMul", scaled, body("Transpose", key, perm=[0, 1, 2, 4, 3]))
     mixed = body("MatMul", body("Softmax", scores, axis=-1), value)
     out = body("Reshape", body("Transpose", mixed, perm=[0, 3, 1, 2, 4]), body.ints(0, 0, 0, -1))
     return body.function("TemporalAttention", opset, out)
@@ -205,7 +207,7 @@ class _Node:
 
 
 _NODES = {
-    "TemporalAttention": _Node(_attention, ("qkv",), ("heads",)),
+    "TemporalAttention": _Node(_attention, ("qkv",), ("heads", "scale")),
     "TemporalConv": _Node(partial(_convolution, inject=False), ("x", "weight", "bias")),
     "TemporalConvInjection": _Node(partial(_convolution, inject=True), ("x", "weight", "bias", "scale", "shift")),
     "GroupNorm": _Node(partial(_group_norm, silu=False), ("x", "weight", "bias"), ("groups", "eps")),

@@ -3,8 +3,8 @@
 text, encode and decode wrap one network; prepare computes once a segment what does not depend on the timestep; step
 is one denoising step with guidance and the sampler's update inside. The networks may be in a lower precision
 (precision.py): what a caller gives and gets stays in float32, the state between prepare and step is in the lower one.
-With `kernels` the graphs call the operators `nuwaxl::*`, and the state's scales and shifts are in frame layout
-(b, L, h*w, c) (docs/adr/0007).
+With `kernels` the graphs call the operators `nuwaxl::*`, the state's scales and shifts are in frame layout
+(b, L, h*w, c), and its keys and values are not split into heads (docs/adr/0007).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from nuwaxl.export.denoiser import GuidedDenoiser, PromptState, prompt_state
+from nuwaxl.export import denoiser, frames_denoiser
+from nuwaxl.export.denoiser import GuidedDenoiser, PromptState
 from nuwaxl.export.frames_denoiser import FramesDenoiser
 from nuwaxl.export.precision import cast
 from nuwaxl.kernels import ops
@@ -77,6 +78,7 @@ class PrepareGraph(nn.Module):
         attentions = [layer.attention for layer, _ in self.mtd._layers() if layer.attention is not None]
         dtype = self.mtd.mid_resnet.conv1.weight.dtype
         prompt, negative = cast(prompt, dtype), cast(negative, dtype)
+        prompt_state = frames_denoiser.prompt_state if self.kernels else denoiser.prompt_state
         prompts = [prompt_state(layer.transformer_blocks[0].attn2, prompt, negative) for layer in attentions]
         fused = [cast(tensor, dtype) for injection in injections for tensor in injection]
         return (

@@ -12,12 +12,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from nuwaxl.export import attention, functions
+from nuwaxl.export import functions, translations
 from nuwaxl.export.weights import EXTERNAL_FROM, halve, store, take_out, weight_bytes
 
 OPSET = 20
-BFLOAT16_OPSET = 22  # the first whose convolution may be in bfloat16
-GPU_OPSET = 18  # the CUDA provider lacks kernels of newer operators here and there
+GPU_OPSET = 23  # the first with attention as one node; of those before, 22 is the first with bfloat16 convolutions
 BATCH = "batch"
 
 
@@ -37,11 +36,13 @@ def to_onnx(
     must lie beside the graph's own (weights.py); `save` checks such a graph when it is written.
     """
     types = {parameter.dtype for parameter in module.parameters()}
-    translations = functions.translations()
-    if types & {torch.float16, torch.bfloat16}:
-        translations.update(attention.translations())
     if torch.bfloat16 in types:
-        opset = max(opset, BFLOAT16_OPSET)
+        opset = GPU_OPSET
+    table = functions.translations()
+    if opset == GPU_OPSET:
+        table.update(translations.for_gpus())
+    elif torch.float16 in types:
+        table.update(translations.for_lower_precision())
     batch = {0: torch.export.Dim(BATCH)}
     with _quiet(), torch.no_grad():
         # Traced here, since torch.onnx.export itself answers a batch it cannot keep dynamic with a fixed one.
@@ -57,7 +58,7 @@ def to_onnx(
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=translations,
+            custom_translation_table=table,
         )
     assert program is not None
     taken = {}

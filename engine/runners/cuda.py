@@ -41,6 +41,8 @@ class CudaRunner(BoundRunner):
             stream = device.stream()
             library = KernelLibrary(bundle, device.sm, device.index)
             self._steps = OneThread(device)
+            # Its channels-last convolution takes no bfloat16: a session would not open.
+            nhwc = library.sm is not None and bundle.manifest.precision != "bf16"
 
             def opened(graph: str, *, capture: bool) -> Any:
                 options = provider_options(

@@ -19,8 +19,7 @@ _asked = False  # a plain variable, so that torch.compile traces the networks in
 
 @contextmanager
 def operators() -> Iterator[None]:
-    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway. Not
-    `norm_silu`, which would move axes there.
+    """Within it the layers call the operators `nuwaxl::*` on every device, for export; on CUDA they do anyway.
 
     It is of the whole process, all of its threads.
     """
@@ -54,15 +53,13 @@ def from_frames(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
-    """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm. The operator's where no axis must be moved for it, which
-    in an exported graph is nowhere: convolutions have the channels first there."""
-    if (
-        _asked
-        or not isinstance(norm, nn.GroupNorm)
-        or not x.is_contiguous(memory_format=torch.channels_last)
-        or not use_operator(x, norm.weight, norm.bias)
-    ):
+    """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm, or one with casts around it. The operator's where it is
+    asked for, or where no axis must be moved for it."""
+    group_norm = getattr(norm, "layer", norm)
+    asked = _asked and isinstance(group_norm, nn.GroupNorm)
+    unmoved = isinstance(norm, nn.GroupNorm) and x.is_contiguous(memory_format=torch.channels_last)
+    if not asked and not (unmoved and use_operator(x, norm.weight, norm.bias)):
         return F.silu(norm(x))
-    weight, bias = (parameter.to(x.dtype) for parameter in (norm.weight, norm.bias))
-    y = ops.group_norm_silu(to_frames(x, 1), weight, bias, norm.num_groups, norm.eps)
+    weight, bias = (parameter.to(x.dtype) for parameter in (group_norm.weight, group_norm.bias))
+    y = ops.group_norm_silu(to_frames(x, 1), weight, bias, group_norm.num_groups, group_norm.eps)
     return from_frames(y, x.shape[2], x.shape[3])

@@ -1,0 +1,115 @@
+"""Operators for which other nodes are written than torch.onnx.export's own.
+
+In every graph of a lower precision the softmax of attention is in float32, as in torch's kernels. In graphs for GPUs:
+
+- Attention is the one node `Attention`, so that a runtime with a fused kernel never holds the scores: at 64x64 latents
+  those of one layer and segment would be 8 GiB in float16.
+- Group norm is written as its arithmetic: ONNX Runtime's CUDA provider has no InstanceNormalization of this opset, and
+  the shapes that come with the exporter's form would be copied between host and GPU.
+- Frames are enlarged by `Expand` and padded in float32, since the provider has no `Resize` and no `Pad` of bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import opset18, opset23
+from torch import Tensor
+from torch.nn import functional as F
+
+Translations = dict[Callable[..., Any], Callable[..., Any]]
+_SWAPPED = [0, 1, 3, 2]  # the two last of the four axes (n, heads, tokens, d)
+
+
+@torch.library.custom_op("nuwaxl_export::attention", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """query (n, q, c), key and value (n, k, c) -> (n, q, c); in a graph one node, which moves no axis."""
+
+    def split(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
+    return mixed.transpose(1, 2).flatten(2).contiguous()
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+def for_lower_precision() -> Translations:
+    """torch operator -> writer of its nodes, for torch.onnx.export(custom_translation_table=...)."""
+    return {torch.ops.aten.scaled_dot_product_attention.default: _scores_in_float32}
+
+
+def for_gpus() -> Translations:
+    """The same for graphs of opset 23, in every precision."""
+    return {
+        torch.ops.nuwaxl_export.attention.default: _attention_of_tokens,
+        torch.ops.aten.scaled_dot_product_attention.default: _attention_of_heads,
+        torch.ops.aten.group_norm.default: _group_norm,
+        torch.ops.aten.upsample_nearest2d.vec: _enlarged,
+        torch.ops.aten.pad.default: _padded,
+    }
+
+
+def _scores_in_float32(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
+    """query, key, value (n, heads, tokens, d); an additive mask. No other form of attention occurs in the networks."""
+    op = opset18
+    scale = op.CastLike(op.Constant(value_float=float(query.shape[-1]) ** -0.5), query)
+    scores = op.Cast(op.MatMul(query, op.Mul(op.Transpose(key, perm=_SWAPPED), scale)), to=onnx.TensorProto.FLOAT)
+    if attn_mask is not None:
+        scores = op.Add(scores, op.Cast(attn_mask, to=onnx.TensorProto.FLOAT))
+    return op.MatMul(op.CastLike(op.Softmax(scores, axis=-1), value), value)
+
+
+def _attention_of_tokens(query: Any, key: Any, value: Any, heads: int) -> Any:
+    return opset23.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)[0]
+
+
+def _attention_of_heads(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
+    mask = None if attn_mask is None else opset23.CastLike(attn_mask, query)
+    return opset23.Attention(query, key, value, mask)[0]
+
+
+def _group_norm(
+    x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """x (n, c, ...), all of it but n known; weight and bias (c,)."""
+    op = opset23
+    sizes = [int(size) for size in x.shape[1:]]
+    groups = op.Reshape(x, _ints([-1, num_groups, math.prod(sizes) // num_groups]))
+    centred = op.Sub(groups, op.ReduceMean(groups, _ints([2])))
+    variance = op.ReduceMean(op.Mul(centred, centred), _ints([2]))
+    epsilon = op.CastLike(op.Constant(value_float=eps), x)
+    normed = op.Reshape(op.Div(centred, op.Sqrt(op.Add(variance, epsilon))), _ints([-1, *sizes]))
+    for_channels = _ints([sizes[0], *(1 for _ in sizes[1:])])
+    return op.Add(op.Mul(normed, op.Reshape(weight, for_channels)), op.Reshape(bias, for_channels))
+
+
+def _enlarged(x: Any, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
+    """x (n, c, h, w) -> (n, c, 2h, 2w)."""
+    assert list(scale_factors or ()) == [2.0, 2.0], "the networks know no other"
+    op = opset23
+    channels, height, width = (int(size) for size in x.shape[1:])
+    apart = op.Reshape(x, _ints([-1, channels, height, 1, width, 1]))
+    return op.Reshape(op.Expand(apart, _ints([1, 1, 1, 2, 1, 2])), _ints([-1, channels, 2 * height, 2 * width]))
+
+
+def _padded(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    """x with zeros around its last axes; `pad` names the last axis first."""
+    assert mode == "constant" and not value, "the networks know no other"
+    op = opset23
+    rest = [0] * (len(x.shape) - len(pad) // 2)
+    pads = _ints([*rest, *pad[-2::-2], *rest, *pad[::-2]])
+    if x.dtype != onnx.TensorProto.BFLOAT16:
+        return op.Pad(x, pads)
+    return op.CastLike(op.Pad(op.Cast(x, to=onnx.TensorProto.FLOAT), pads), x)
+
+
+def _ints(values: Sequence[int]) -> Any:
+    return opset23.Constant(value_ints=list(values))
