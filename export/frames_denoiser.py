@@ -25,7 +25,7 @@ def prompt_state(attention: Attention, prompt: Tensor, negative: Tensor) -> Prom
 
 
 class FramesDenoiser(GuidedDenoiser):
-    """See GuidedDenoiser; the injections' scales and shifts are (b, L, h*w, c), the prompts' state is `prompt_state`'s."""
+    """See GuidedDenoiser; the injections' scales and shifts are (b, L, h*w, c), the prompts' state is as above."""
 
     channel_axis = -1
 

@@ -102,7 +102,7 @@ def _enlarged(x: Any, output_size: Sequence[int] | None, scale_factors: Sequence
 
 def _padded(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """x with zeros around its last axes; `pad` names the last axis first."""
-    assert mode == "constant" and not value, "the networks know no other"
+    assert (mode, value or 0.0) == ("constant", 0.0), "the networks know no other"
     op = opset23
     rest = [0] * (len(x.shape) - len(pad) // 2)
     pads = _ints([*rest, *pad[-2::-2], *rest, *pad[::-2]])

@@ -45,9 +45,7 @@ class CudaRunner(BoundRunner):
             nhwc = library.sm is not None and bundle.manifest.precision != "bf16"
 
             def opened(graph: str, *, capture: bool) -> Any:
-                options = provider_options(
-                    device.index, stream, tf32=tf32, capture=capture, nhwc=library.sm is not None
-                )
+                options = provider_options(device.index, stream, tf32=tf32, capture=capture, nhwc=nhwc)
                 return _session(runtime, bundle, graph, library, options)
 
             def open_session(graph: str) -> Any:
