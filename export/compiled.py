@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.export.samples import GraphSource
-from nuwaxl.kernels.aot import ARCHITECTURES, KERNELS_FILE, Request, requests_to_json
+from nuwaxl.kernels.aot import ARCHITECTURES, KERNELS_FILE, Request, norm_requests, requests_to_json
+from nuwaxl.kernels.parts import part_of
 
 _EXAMPLE_BATCH = 2
 
@@ -84,23 +85,25 @@ class _Recorder(TorchDispatchMode):
         if function.namespace == "nuwaxl":
             values = dict(zip((each.name for each in function._schema.arguments), arguments, strict=False))
             values = {each.name: each.default_value for each in function._schema.arguments} | values | (keywords or {})
-            self._asked.add(_request(function._schema.name.removeprefix("nuwaxl::"), values))
+            self._asked.update(_requests(function._schema.name.removeprefix("nuwaxl::"), values))
         return function(*arguments, **(keywords or {}))
 
 
-def _request(name: str, values: dict[str, Any]) -> Request:
-    """The kernel of one call, by the operator's name and its arguments by name."""
+def _requests(name: str, values: dict[str, Any]) -> list[Request]:
+    """The kernels of one call, by the operator's name and its arguments by name."""
     if name == "temporal_attention":
         qkv: Tensor = values["qkv"]
-        return Request(name, qkv.dtype, qkv.shape[1], qkv.shape[3] // 3, heads=values["heads"])
+        return [Request(name, qkv.dtype, qkv.shape[1], qkv.shape[3] // 3, heads=values["heads"])]
     x: Tensor = values["x"]
     if name == "temporal_conv":
         scale: Tensor | None = values["scale"]
         branches = 1 if scale is None else x.shape[0] // scale.shape[0]
         kernel = "temporal_conv" if scale is None else "temporal_conv_injection"
         taps = values["weight"].shape[0]
-        return Request(kernel, x.dtype, x.shape[1], x.shape[3], taps=taps, branches=branches)
+        return [Request(kernel, x.dtype, x.shape[1], x.shape[3], taps=taps, branches=branches)]
     if name == "group_norm_silu":
         kernel = "group_norm_silu" if values["silu"] else "group_norm"
-        return Request(kernel, x.dtype, x.shape[1], x.shape[3], groups=values["groups"], eps=values["eps"])
-    return Request(name, x.dtype)
+        whole = Request(kernel, x.dtype, x.shape[1], x.shape[3], groups=values["groups"], eps=values["eps"])
+        part = part_of(x.shape[2])
+        return norm_requests(whole, part) if part else [whole]
+    return [Request(name, x.dtype)]

@@ -14,13 +14,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.kernels.parts import LARGE, part_of
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FORMAT = "nuwaxl-kernels"
@@ -44,11 +45,13 @@ class Request:
     branches: int = 1
     groups: int = 32
     eps: float = 1e-5
+    part: int = 0  # pixels, of a group norm whose frames are cut
 
     @property
     def name(self) -> str:
         """Unique among requests, and the beginning of a file name. engine/csrc/onnxruntime makes the same names of the
         tensors that it meets."""
+        norm = (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}")
         parts = {
             "temporal_attention": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
             "temporal_attention_backward": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
@@ -59,8 +62,16 @@ class Request:
                 f"k{self.taps}",
                 f"n{self.branches}",
             ),
-            "group_norm": (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}"),
-            "group_norm_silu": (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}"),
+            "group_norm": norm,
+            "group_norm_silu": norm,
+            "group_norm_of_parts": (*norm, f"p{self.part}"),
+            "group_norm_silu_of_parts": (*norm, f"p{self.part}"),
+            "group_norm_statistics": (
+                f"L{self.length}",
+                f"c{self.channels}",
+                f"g{self.groups}",
+                f"p{self.part}",
+            ),
             "guided_update": (),
         }[self.kernel]
         return "-".join((self.kernel, *parts, str(self.dtype).removeprefix("torch.")))
@@ -88,8 +99,18 @@ def requests(
         found += [
             Request(kernel, dtype, length, width, heads, taps, groups=groups) for width in widths for kernel in by_width
         ]
+        part = part_of(LARGE)
+        for width in widths:
+            found += norm_requests(Request("group_norm_silu", dtype, length, width, groups=groups), part)
         found.append(Request("guided_update", dtype))
     return found
+
+
+def norm_requests(norm: Request, part: int) -> list[Request]:
+    """The two kernels of a group norm whose frames are cut into parts of `part` pixels."""
+    # Statistics are the same whatever becomes of them.
+    statistics = replace(norm, kernel="group_norm_statistics", eps=0.0, part=part)
+    return [statistics, replace(norm, kernel=f"{norm.kernel}_of_parts", part=part)]
 
 
 def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out: Path) -> Path:
@@ -143,6 +164,11 @@ def _specialise(request: Request) -> Any:
         return temporal_conv.specialise(
             request.length, request.channels, request.taps, request.dtype, branches=branches
         )
+    if request.part:
+        of_parts, norm = group_norm.specialise_parts(
+            request.length, request.channels, request.part, request.groups, request.eps, silu="silu" in request.kernel
+        )
+        return of_parts if request.kernel == "group_norm_statistics" else norm
     if request.kernel.startswith("group_norm"):
         silu = request.kernel.endswith("silu")
         return group_norm.specialise(request.length, request.channels, request.groups, request.eps, silu=silu)

@@ -104,6 +104,7 @@ def parse(request: Request, trt: Any | None = None) -> Parsed:
     if not _read(request, parser):
         error = parser.get_error(0)
         raise BuildError(f"{request.graph.name}: {request.runtime} cannot read it: {' '.join(error.desc().split())}")
+    _let_attention_be_decomposed(trt, network)
     parsed = Parsed(trt, messages, builder, network, (parser,))
     _check(request, parsed)
     return parsed
@@ -122,6 +123,17 @@ def _read(request: Request, parser: Any) -> bool:
     kernels = Kernels(request.plugins, request.sm[0])
     register(trtp, kernels, kernels.nodes())
     return bool(parser.parse(with_plugins(request.graph, kernels.nodes()), str(request.graph)))
+
+
+def _let_attention_be_decomposed(trt: Any, network: Any) -> None:
+    """TensorRT refuses a network with an attention that none of its kernels fits, such as one with heads of 8 channels,
+    unless it may fall back to products and a softmax."""
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # of the versions that have attention as an operation
+    for index in range(network.num_layers if kind is not None else 0):
+        layer = network.get_layer(index)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionInputLayer  # the binding gives the base class
+            layer.attention.decomposable = True
 
 
 def build(request: Request, report: Callable[[str, float], bool], trt: Any | None = None) -> Any:

@@ -22,14 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
+from nuwaxl.kernels.parts import part_of
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
 
 CHANNELS_A_PROGRAM = 128
-LARGE = 1024  # pixels of a frame, from which on a step of one segment has too few programs for a GPU as well
 _BLOCK_P = 32
-_PART = 256  # pixels at least,
-_PARTS = 64  # in at most so many parts: every program reads the statistics of all of them
 _PARTS_AT_ONCE = 16
+_STATISTICS = frozenset({"statistics"})
 
 
 @triton.jit
@@ -239,16 +238,15 @@ def bundles(groups: int, shares: dict[str, int]) -> int:
 
 
 def specialise_parts(
-    length: int, channels: int, pixels: int, groups: int, eps: float, *, silu: bool
+    length: int, channels: int, part: int, groups: int, eps: float, *, silu: bool
 ) -> tuple[Specialisation, Specialisation]:
-    """The two kernels for frames of at least `LARGE` pixels: statistics of the parts, and the norm."""
-    part = max(_PART, power_of_two(pixels) // _PARTS)
+    """The two kernels for frames cut into parts of `part` pixels: statistics of the parts, and the norm."""
     shares = {**share(channels, groups), "PART": part}
     grid = Grid(fixed=length * bundles(groups, shares), per_item=1, block=part)
     constants = {**shares, "EPS": eps, "SILU": silu, "PARTS_AT_ONCE": _PARTS_AT_ONCE}
     return (
-        Specialisation(part_statistics, shares, grid, num_warps=4),
-        Specialisation(norm_of_parts, constants, grid, num_warps=4),
+        Specialisation(part_statistics, shares, grid, num_warps=4, float32_arguments=_STATISTICS),
+        Specialisation(norm_of_parts, constants, grid, num_warps=4, float32_arguments=_STATISTICS),
     )
 
 
@@ -258,11 +256,12 @@ def forward(
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
     checks.group_norm(x, weight, bias, groups)
     batch, length, pixels, channels = x.shape
-    if pixels < LARGE:
+    part = part_of(pixels)
+    if part == 0:
         launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))
         return
-    of_parts, norm = specialise_parts(length, channels, pixels, groups, eps, silu=silu)
-    parts = -(-pixels // int(of_parts.constants["PART"]))
+    of_parts, norm = specialise_parts(length, channels, part, groups, eps, silu=silu)
+    parts = -(-pixels // part)
     statistics = x.new_empty((batch, length, parts, 2, channels), dtype=torch.float32)
     launch(of_parts, batch, pixels, (x, pixels, statistics))
     launch(norm, batch, pixels, (x, weight, bias, statistics, pixels, out))

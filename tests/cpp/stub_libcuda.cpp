@@ -10,12 +10,14 @@ static std::vector<StubLaunch> launches;
 static std::vector<std::string> loaded;
 static std::deque<std::string> modules;  // whose elements stay where they are
 static std::deque<StubFunction> functions;
+static std::deque<long long> memory;  // bytes of every allocation, -1 once it is freed; its place is the address
 static int device_now = 0;
 static int failing_after = -1;  // launches that succeed before one fails; -1 for no end
 
 extern "C" {
 
 std::vector<StubLaunch>* stub_launches() { return &launches; }
+std::deque<long long>* stub_memory() { return &memory; }
 std::vector<std::string>* stub_loaded() { return &loaded; }
 void stub_set_device(int device) { device_now = device; }
 void stub_fail_after(int count) { failing_after = count; }
@@ -55,6 +57,18 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
                                                        : reinterpret_cast<long long>(*static_cast<void**>(parameters[i])));
     }
     launches.push_back(launch);
+    return 0;
+}
+
+int cuMemAlloc_v2(unsigned long long* address, std::size_t bytes) {
+    *address = reinterpret_cast<unsigned long long>(&memory.emplace_back(bytes));
+    return 0;
+}
+
+int cuMemFree_v2(unsigned long long address) {
+    for (long long& bytes : memory) {
+        if (reinterpret_cast<unsigned long long>(&bytes) == address) bytes = -1;
+    }
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <deque>
 #include <stdexcept>
 
 #include "check.h"
@@ -16,6 +17,7 @@ using nuwaxl::Grid;
 using nuwaxl::Kernels;
 using nuwaxl::Op;
 using nuwaxl::plan_call;
+using nuwaxl::Scratch;
 using nuwaxl::Shape;
 
 namespace {
@@ -27,6 +29,8 @@ Function stub(const char* name) {
 }
 
 std::vector<StubLaunch>& launches() { return *stub<std::vector<StubLaunch>* (*)()>("stub_launches")(); }
+// Bytes of every allocation, -1 once it is freed.
+std::deque<long long>& memory() { return *stub<std::deque<long long>* (*)()>("stub_memory")(); }
 std::vector<std::string>& loaded() { return *stub<std::vector<std::string>* (*)()>("stub_loaded")(); }
 void set_device(int device) { stub<void (*)(int)>("stub_set_device")(device); }
 void fail_after(int count) { stub<void (*)(int)>("stub_fail_after")(count); }
@@ -34,6 +38,7 @@ void fail_after(int count) { stub<void (*)(int)>("stub_fail_after")(count); }
 Kernels fresh() {
     launches().clear();
     loaded().clear();
+    memory().clear();
     set_device(0);
     fail_after(-1);
     return Kernels([] { return nuwaxl::cuda::Driver::load(NUWAXL_STUB_LIBCUDA); });
@@ -42,6 +47,12 @@ Kernels fresh() {
 nuwaxl::Kernel kernel(const char* entry, Grid grid, unsigned shared_bytes = 0) {
     const std::string image = "cubin of " + std::string(entry);
     return {entry, {image.c_str(), image.c_str() + image.size() + 1}, grid, 4, shared_bytes, 2};
+}
+
+// Of nodes that need none.
+Scratch& scratch() {
+    static Scratch none;
+    return none;
 }
 
 const void* in(std::uintptr_t address) { return reinterpret_cast<const void*>(address); }
@@ -104,7 +115,7 @@ TEST(a_launch_has_the_grid_the_block_the_stream_and_the_arguments_in_order) {
     Kernels kernels = fresh();
     // qkv, pixels, out and two hidden pointers; 8 pairs a pixel, 4 a program.
     kernels.add(0, attention(3).kernel, kernel("pippp", {1, 8, 4}));
-    kernels.launch(attention(3), {in(0x1000)}, {out(0x2000)}, out(0x77));
+    kernels.launch(attention(3), {in(0x1000)}, {out(0x2000)}, out(0x77), scratch());
     CHECK(launches().size() == 1);
     const StubLaunch& launch = launches()[0];
     CHECK(launch.grid == 3 * (1024 * 8 / 4));
@@ -118,15 +129,56 @@ TEST(a_convolution_without_the_injection_takes_x_for_what_it_does_not_read) {
     Kernels kernels = fresh();
     const Call call = plan_call(Op::kTemporalConv, {{2, 4, 9, 16}, {3, 16, 16}, {16}}, {}, "float32");
     kernels.add(0, call.kernel, kernel("pppppippp", {1, 4, 64}));
-    kernels.launch(call, {in(0x100), in(0x200), in(0x300)}, {out(0x400)}, nullptr);
+    kernels.launch(call, {in(0x100), in(0x200), in(0x300)}, {out(0x400)}, nullptr, scratch());
     CHECK((launches()[0].parameters == std::vector<long long>{0x100, 0x200, 0x300, 0x100, 0x100, 9, 0x400, 0, 0}));
     CHECK(launches()[0].grid == 2 * 1);
+}
+
+TEST(a_group_norm_of_large_frames_is_two_kernels_with_memory_between_them) {
+    Kernels kernels = fresh();
+    const auto norm = [](std::int64_t batch, std::int64_t pixels) {
+        return plan_call(Op::kGroupNormSilu, {{batch, 16, pixels, 320}, {320}, {320}}, {0, 32, 1e-5F}, "float16");
+    };
+    CHECK(norm(2, 1023).statistics.empty() && norm(2, 1023).scratch_bytes == 0);
+    // 1025 pixels are 5 parts of 256; 65 536 are 64 of 1024.
+    CHECK(norm(2, 1025).kernel == "group_norm_silu_of_parts-L16-c320-g32-e1e-05-p256-float16");
+    CHECK(norm(2, 1025).statistics == "group_norm_statistics-L16-c320-g32-p256-float16");
+    CHECK(norm(2, 1025).scratch_bytes == 2 * 16 * 5 * 2 * 320 * 4);
+    CHECK(norm(1, 65536).statistics == "group_norm_statistics-L16-c320-g32-p1024-float16");
+    CHECK(norm(1, 65536).scratch_bytes == 16 * 64 * 2 * 320 * 4);
+
+    kernels.add(0, norm(1, 1025).statistics, kernel("pippp", {48, 1, 256}));
+    kernels.add(0, norm(1, 1025).kernel, kernel("ppppippp", {48, 1, 256}));
+    const auto launch = [&](Scratch& between, std::int64_t batch) {
+        kernels.launch(norm(batch, 1025), {in(0x100), in(0x200), in(0x300)}, {out(0x400)}, out(0x77), between);
+    };
+    {
+        Scratch between;
+        launch(between, 1);
+        CHECK(launches().size() == 2);
+        const auto address = launches()[0].parameters[2];
+        CHECK((launches()[0].parameters == std::vector<long long>{0x100, 1025, address, 0, 0}));
+        CHECK((launches()[1].parameters == std::vector<long long>{0x100, 0x200, 0x300, address, 1025, 0x400, 0, 0}));
+        CHECK(launches()[0].grid == 48 * 5 && launches()[1].grid == 48 * 5);
+        CHECK(launches()[0].stream == out(0x77) && launches()[1].stream == out(0x77));
+
+        // A larger batch takes more, and leaves what captured graphs have; a smaller one takes none.
+        launch(between, 2);
+        launch(between, 1);
+        const std::int64_t one = norm(1, 1025).scratch_bytes;
+        CHECK((memory() == std::deque<long long>{one, 2 * one}));
+        CHECK(launches()[2].parameters[2] != address);
+        CHECK(launches()[4].parameters[2] == launches()[2].parameters[2]);
+        launch(between, 0);
+        CHECK(launches().size() == 6);
+    }
+    CHECK((memory() == std::deque<long long>{-1, -1}));
 }
 
 TEST(a_module_is_loaded_once_and_much_shared_memory_is_asked_for) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}, 100 << 10));
-    for (const int batch : {1, 5}) kernels.launch(attention(batch), {in(0x1000)}, {out(0x2000)}, nullptr);
+    for (const int batch : {1, 5}) kernels.launch(attention(batch), {in(0x1000)}, {out(0x2000)}, nullptr, scratch());
     CHECK(loaded().size() == 1);
     CHECK(launches().size() == 2);
     CHECK(launches()[1].shared_limit == 100 << 10);
@@ -138,7 +190,7 @@ TEST(every_device_has_its_own_kernels) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
     set_device(1);
-    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); };
+    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); };
     CHECK(check::refuses(launch));
     nuwaxl::Kernel other = kernel("pippp", {1, 8, 2});
     kernels.add(1, attention(1).kernel, other);
@@ -150,22 +202,22 @@ TEST(the_same_kernel_again_changes_nothing) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
     kernels.add(0, attention(1).kernel, kernel("pippp", {9, 8, 4}));
-    kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr);
+    kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch());
     CHECK(launches()[0].grid == 1024 * 8 / 4);
 }
 
 TEST(no_programs_is_no_launch_and_too_many_are_refused) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
-    kernels.launch(attention(0), {in(0x1000)}, {out(0x2000)}, nullptr);
+    kernels.launch(attention(0), {in(0x1000)}, {out(0x2000)}, nullptr, scratch());
     CHECK(launches().empty());
-    CHECK(check::refuses([&] { kernels.launch(attention(2'000'000), {in(0x1000)}, {out(0x2000)}, nullptr); }));
+    CHECK(check::refuses([&] { kernels.launch(attention(2'000'000), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); }));
 }
 
 TEST(an_unaligned_tensor_is_refused) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
-    CHECK(check::refuses([&] { kernels.launch(attention(1), {in(0x1004)}, {out(0x2000)}, nullptr); }));
+    CHECK(check::refuses([&] { kernels.launch(attention(1), {in(0x1004)}, {out(0x2000)}, nullptr, scratch()); }));
 }
 
 TEST(errors_of_the_driver_are_told_by_name) {
@@ -173,20 +225,20 @@ TEST(errors_of_the_driver_are_told_by_name) {
     nuwaxl::Kernel bad = kernel("pippp", {1, 8, 4});
     bad.image = {'b', 'a', 'd', '\0'};
     kernels.add(0, attention(1).kernel, bad);
-    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); };
+    const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); };
     CHECK(thrown(launch).find("cuModuleLoadData to succeed; found CUDA_ERROR_INVALID_IMAGE") != std::string::npos);
 
     Kernels others = fresh();
     others.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
     fail_after(0);
-    CHECK(thrown([&] { others.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); })
+    CHECK(thrown([&] { others.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); })
               .find("cuLaunchKernel to succeed; found CUDA_ERROR_ILLEGAL_ADDRESS") != std::string::npos);
 }
 
 TEST(a_machine_without_the_driver_is_told_what_to_do) {
     Kernels kernels([] { return nuwaxl::cuda::Driver::load("libno-such-driver.so.1"); });
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
-    const std::string said = thrown([&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr); });
+    const std::string said = thrown([&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); });
     CHECK(said.find("expected the CUDA driver; found ") == 0);
     CHECK(said.find("install the NVIDIA driver") != std::string::npos);
 }

@@ -31,6 +31,8 @@ from nuwaxl.export.parity import ParityError, check_parity  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.kernels.aot import Request  # noqa: E402
 
+from .cuda_provider import unknown  # noqa: E402
+
 KERNELS = {"TemporalAttention", "TemporalConv", "TemporalConvInjection", "GroupNorm", "GroupNormSilu", "GuidedUpdate"}
 
 
@@ -48,6 +50,7 @@ def test_the_graphs_call_the_kernels_and_carry_their_bodies(bundle: Bundle) -> N
         nodes = {node.op_type for node in model.graph.node if node.domain == "nuwaxl"}
         assert {function.name for function in model.functions} == nodes
         assert next(entry.version for entry in model.opset_import if entry.domain == "") == GPU_OPSET
+        assert not unknown(model), f"{name}: try it on the provider first (cuda_provider.py)"
         called |= nodes if name in ("step", "decode") else set()
         assert not nodes or name in ("step", "decode")
     assert called == KERNELS
@@ -87,6 +90,7 @@ def test_kernels_in_bfloat16_pass_the_gate_and_wrong_ones_do_not(model: Model, t
     graph = tmp_path / write._write_graph(source, tmp_path, 0, GPU_OPSET).file
     assert check_parity(source, graph, 1, "bf16", (2,)).pixels > 0
     stored = onnx.load(graph)
+    assert not unknown(stored)
     factors = {node.input[1] for node in stored.graph.node if node.op_type == "TemporalConv"}
     lower = [t for t in stored.graph.initializer if t.name in factors and t.data_type == onnx.TensorProto.BFLOAT16]
     assert len(lower) > 10
@@ -110,7 +114,9 @@ def test_a_bundle_in_a_lower_precision_has_its_kernels(
     # The update, and T-KLVAE's last convolution, stay in float32.
     assert {name.split("-")[0] for name in listed if name.endswith("-float32")} == {"guided_update", "temporal_conv"}
     assert {name.rsplit("-", 1)[1] for name in listed} == {"float32", dtype}
-    called = {node.op_type for name in ("step", "decode") for node in onnx.load(bundle.file(name)).graph.node}
+    graphs = {name: onnx.load(bundle.file(name)) for name in bundle.manifest.graphs}
+    assert not any(map(unknown, graphs.values()))
+    called = {node.op_type for name in ("step", "decode") for node in graphs[name].graph.node}
     assert called >= KERNELS
     if precision == "fp16":  # a render on the bodies; ONNX Runtime's CPU provider multiplies no bfloat16
         with Engine.open(bundle, devices="cpu:1") as engine:

@@ -25,6 +25,8 @@ from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.export.tensorrt.reference import reference_of  # noqa: E402
 from nuwaxl.train.networks.text import CLIPText  # noqa: E402
 
+from .cuda_provider import unknown  # noqa: E402
+
 TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 STORY = Story([(0, "a red fox"), (4, "a blue bear")])
 
@@ -67,10 +69,12 @@ def test_products_are_in_the_precision_and_statistics_in_float32(low: Bundle) ->
             kind = types.get(node.input[0]) if node.input else None
             if node.op_type in ("Softmax", "InstanceNormalization", "LayerNormalization", "Cos", "Sin"):
                 assert kind == onnx.TensorProto.FLOAT, (name, node.op_type)
-            elif node.op_type in ("Conv", "MatMul", "Gemm"):
+            elif node.op_type in ("Conv", "MatMul", "Gemm", "Attention"):
                 assert kind in (lower, onnx.TensorProto.FLOAT), (name, node.name)
                 products += kind == lower
                 exact += kind == onnx.TensorProto.FLOAT
+        if low.manifest.precision == "bf16":
+            assert not unknown(model), f"{name}: try it on the provider first (cuda_provider.py)"
         # What the precision is for: weights take half of the memory.
         sizes = {t.data_type: 0 for t in model.graph.initializer}
         for t in model.graph.initializer:

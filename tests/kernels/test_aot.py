@@ -39,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 def test_every_kernel_is_there_for_every_architecture(built: tuple[Path, dict]) -> None:
     _, manifest = built
     expected = {request.name for request in requests([torch.float16], [64], heads=2)}
-    assert len(expected) == 6
+    assert len(expected) == 8
     for sm in (80, 90):
         assert {entry["name"] for entry in manifest["kernels"] if entry["sm"] == sm} == expected
 
@@ -59,6 +59,22 @@ def test_the_metadata_is_that_of_the_files(built: tuple[Path, dict]) -> None:
         assert str(Path.cwd()) not in text
 
 
+def test_a_norm_of_large_frames_is_two_kernels_that_share_the_statistics(built: tuple[Path, dict]) -> None:
+    _, manifest = built
+    entries = {entry["name"]: entry for entry in manifest["kernels"] if entry["sm"] == 90}
+    # engine/csrc/onnxruntime makes the same names and passes the arguments in this order.
+    statistics = entries["group_norm_statistics-L16-c64-g32-p256-float16"]
+    norm = entries["group_norm_silu_of_parts-L16-c64-g32-e1e-05-p256-float16"]
+    assert [(a["name"], a["type"]) for a in statistics["arguments"]] == [
+        ("x", "*fp16"), ("pixels", "i32"), ("statistics", "*fp32"),
+    ]  # fmt: skip
+    assert [(a["name"], a["type"]) for a in norm["arguments"]] == [
+        ("x", "*fp16"), ("weight", "*fp16"), ("bias", "*fp16"), ("statistics", "*fp32"), ("pixels", "i32"),
+        ("out", "*fp16"),
+    ]  # fmt: skip
+    assert statistics["grid"] == norm["grid"] == {"fixed": 16, "per_item": 1, "block": 256}
+
+
 def test_half_precision_products_use_the_tensor_cores(built: tuple[Path, dict]) -> None:
     out, manifest = built
     for entry in manifest["kernels"]:
@@ -70,7 +86,7 @@ def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Pa
     out, _ = built
     build(tmp_path / "again", tmp_path / "cache", sm="90")
     files = [path.name for path in (tmp_path / "again").glob("*.sm_90.*")]
-    assert len(files) == 12
+    assert len(files) == 16
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes(), file
 

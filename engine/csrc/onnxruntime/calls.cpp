@@ -1,5 +1,6 @@
 #include "calls.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 
@@ -69,15 +70,32 @@ Call convolution(const std::vector<Shape>& inputs, bool inject, const std::strin
             {x}};
 }
 
+// As kernels/parts.py.
+std::int64_t part_of(std::int64_t pixels) {
+    if (pixels < 1024) return 0;
+    std::int64_t power = 1;
+    while (power < pixels) power *= 2;
+    return std::max<std::int64_t>(256, power / 64);
+}
+
 Call group_norm(const std::vector<Shape>& inputs, const Attributes& attributes, bool silu, const std::string& type) {
     check_inputs(inputs.size(), 3);
     const Shape& x = inputs[0];
     check_rank("x", x, 4);
     char eps[32];
     std::snprintf(eps, sizeof eps, "%g", static_cast<double>(attributes.eps));
-    return {std::string(silu ? "group_norm_silu" : "group_norm") + "-L" + std::to_string(x[1]) + "-c" +
-                std::to_string(x[3]) + "-g" + std::to_string(attributes.groups) + "-e" + eps + "-" + type,
-            x[0], int32(x[2]), {0, 1, 2}, {x}};
+    const std::string sizes =
+        "-L" + std::to_string(x[1]) + "-c" + std::to_string(x[3]) + "-g" + std::to_string(attributes.groups);
+    std::string name = silu ? "group_norm_silu" : "group_norm";
+    const std::int64_t part = part_of(int32(x[2]));
+    if (part == 0) return {name + sizes + "-e" + eps + "-" + type, x[0], x[2], {0, 1, 2}, {x}};
+
+    const std::string cut = "-p" + std::to_string(part) + "-" + type;
+    const std::int64_t parts = (x[2] + part - 1) / part;
+    return {name + "_of_parts" + sizes + "-e" + eps + cut, x[0], x[2], {0, 1, 2}, {x},
+            "group_norm_statistics" + sizes + cut,
+            // Mean and squared deviations of every channel in every part.
+            x[0] * x[1] * parts * 2 * x[3] * static_cast<std::int64_t>(sizeof(float))};
 }
 
 Call update(const std::vector<Shape>& inputs, const std::string& type) {

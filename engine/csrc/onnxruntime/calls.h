@@ -24,6 +24,9 @@ struct Call {
     std::int64_t items = 0;           // the kernel's int32 argument: pixels, or values of a segment
     std::vector<int> inputs;          // which input each pointer argument before `items` is
     std::vector<Shape> outputs;       // shapes, in order
+    // A kernel to launch before, from the first input to scratch memory, which `kernel` takes after its inputs.
+    std::string statistics = {};      // its name; empty for none
+    std::int64_t scratch_bytes = 0;
 };
 
 // How the kernel's programs are counted, as kernels.json says.

@@ -28,6 +28,8 @@ Driver Driver::load(const std::string& library) {
     find(driver.module_get_function, "cuModuleGetFunction");
     find(driver.func_set_attribute, "cuFuncSetAttribute");
     find(driver.launch_kernel, "cuLaunchKernel");
+    find(driver.mem_alloc, "cuMemAlloc_v2");
+    find(driver.mem_free, "cuMemFree_v2");
     find(driver.get_error_name, "cuGetErrorName");
     return driver;
 }

@@ -10,6 +10,7 @@ namespace nuwaxl::cuda {
 using Module = void*;
 using Function = void*;
 using Stream = void*;
+using Address = unsigned long long;  // CUdeviceptr
 
 // CUresult 0 is success.
 struct Driver {
@@ -20,6 +21,8 @@ struct Driver {
     int (*launch_kernel)(Function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                          unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream, void** parameters,
                          void** extra) = nullptr;
+    int (*mem_alloc)(Address*, std::size_t bytes) = nullptr;
+    int (*mem_free)(Address) = nullptr;
     int (*get_error_name)(int error, const char** name) = nullptr;
 
     // Throws std::runtime_error with what is missing.

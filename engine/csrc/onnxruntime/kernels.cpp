@@ -21,16 +21,33 @@ void Kernels::add(int device, const std::string& name, Kernel kernel) {
 }
 
 void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
-                     cuda::Stream stream) {
+                     cuda::Stream stream, Scratch& scratch) {
+    std::vector<const void*> pointers;
+    for (const int input : call.inputs) pointers.push_back(inputs[static_cast<std::size_t>(input)]);
+    for (const void* pointer : pointers) {  // ONNX Runtime aligns all that it allocates itself
+        if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
+            refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
+        }
+    }
+    if (!call.statistics.empty() && call.scratch_bytes > 0) {
+        void* between = reserve(scratch, call.scratch_bytes);
+        put(call.statistics, call, {pointers.front()}, {between}, stream);
+        pointers.push_back(between);
+    }
+    put(call.kernel, call, std::move(pointers), outputs, stream);
+}
+
+void Kernels::put(const std::string& name, const Call& call, std::vector<const void*> inputs,
+                  std::vector<void*> outputs, cuda::Stream stream) {
     cuda::Function function = nullptr;
     const Kernel* kernel = nullptr;
     {
         const std::lock_guard lock(mutex_);
         int device = 0;
         driver().check(driver().ctx_get_device(&device), "cuCtxGetDevice");
-        const auto found = entries_.find({device, call.kernel});
+        const auto found = entries_.find({device, name});
         if (found == entries_.end()) {
-            refuse("a compiled kernel " + call.kernel + " for device " + std::to_string(device), "none",
+            refuse("a compiled kernel " + name + " for device " + std::to_string(device), "none",
                    "export the bundle again with --sm for this GPU");
         }
         kernel = &found->second.kernel;  // entries stay where they are, and are never changed
@@ -41,25 +58,33 @@ void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, c
     if (programs > std::numeric_limits<std::int32_t>::max()) {
         refuse("at most 2^31 - 1 programs", std::to_string(programs), "use a smaller --max-batch");
     }
-
-    std::vector<const void*> pointers;
-    for (const int input : call.inputs) pointers.push_back(inputs[static_cast<std::size_t>(input)]);
     auto items = static_cast<std::int32_t>(call.items);
-    std::vector<void*> written = outputs;
-    for (const void* pointer : pointers) {  // ONNX Runtime aligns all that it allocates itself
-        if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
-            refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
-        }
-    }
     void* null = nullptr;
     std::vector<void*> parameters;
-    for (const void*& pointer : pointers) parameters.push_back(&pointer);
+    for (const void*& pointer : inputs) parameters.push_back(&pointer);
     parameters.push_back(&items);
-    for (void*& pointer : written) parameters.push_back(&pointer);
+    for (void*& pointer : outputs) parameters.push_back(&pointer);
     for (unsigned i = 0; i < kernel->hidden; ++i) parameters.push_back(&null);
     driver_->check(driver_->launch_kernel(function, static_cast<unsigned>(programs), 1, 1, 32 * kernel->warps, 1, 1,
                                           kernel->shared_bytes, stream, parameters.data(), nullptr),
                    "cuLaunchKernel");
+}
+
+void* Kernels::reserve(Scratch& scratch, std::int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    if (bytes > scratch.bytes_) {
+        cuda::Address address = 0;
+        driver().check(driver().mem_alloc(&address, static_cast<std::size_t>(bytes)), "cuMemAlloc");
+        scratch.driver_ = &driver();
+        scratch.all_.push_back(address);
+        scratch.bytes_ = bytes;
+    }
+    return reinterpret_cast<void*>(scratch.all_.back());
+}
+
+// At the end of a process the driver may be gone already, and the memory with it.
+Scratch::~Scratch() {
+    for (const cuda::Address address : all_) driver_->mem_free(address);
 }
 
 const cuda::Driver& Kernels::driver() {

@@ -15,6 +15,23 @@
 
 namespace nuwaxl {
 
+class Kernels;
+
+// Device memory of one node between its kernels. Grows, and keeps what it had: captured graphs use it.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch();
+
+  private:
+    friend class Kernels;
+    const cuda::Driver* driver_ = nullptr;
+    std::vector<cuda::Address> all_;  // the last is the largest
+    std::int64_t bytes_ = 0;          // of the last
+};
+
 struct Kernel {
     std::string entry;         // the function in the image
     std::vector<char> image;   // a cubin
@@ -33,10 +50,10 @@ class Kernels {
     // The same name again on the same device changes nothing: the name says all that a kernel depends on.
     void add(int device, const std::string& name, Kernel kernel);
 
-    // Put the kernel of `call` on the stream; the current context says on which device. No programs is no launch.
+    // Put the kernels of `call` on the stream; the current context says on which device. No programs is no launch.
     // Throws std::invalid_argument where there is no such kernel, std::runtime_error where the driver fails.
     void launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
-                cuda::Stream stream);
+                cuda::Stream stream, Scratch& scratch);
 
   private:
     struct Entry {
@@ -47,6 +64,9 @@ class Kernels {
 
     const cuda::Driver& driver();
     cuda::Function loaded(Entry& entry);
+    void* reserve(Scratch& scratch, std::int64_t bytes);
+    void put(const std::string& name, const Call& call, std::vector<const void*> inputs, std::vector<void*> outputs,
+             cuda::Stream stream);
 
     std::mutex mutex_;
     std::function<cuda::Driver()> load_;

@@ -97,6 +97,7 @@ struct Instance {
     const TypedOp* op = nullptr;
     ort::Api api;
     Attributes attributes;
+    mutable Scratch scratch;  // a session runs on one thread and one stream at a time
 
     struct Tensor {
         const void* data = nullptr;
@@ -169,7 +170,7 @@ struct Instance {
                                                static_cast<const ort::KernelContext*>(context), &stream)) {
             return bad;
         }
-        kernels().launch(call, inputs, outputs, stream);
+        kernels().launch(call, inputs, outputs, stream, scratch);
         return nullptr;
     }
 
@@ -180,7 +181,7 @@ struct Instance {
 };
 
 ort::Status* TypedOp::create(const CustomOp* self, void* const* table, const ort::KernelInfo* info, void** kernel) {
-    auto* instance = new Instance{&as(self), ort::Api{table}, {}};
+    auto* instance = new Instance{&as(self), ort::Api{table}, {}, {}};
     const auto& api = instance->api;
     ort::Status* bad = nullptr;
     if (as(self).node.heads) {
