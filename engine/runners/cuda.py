@@ -106,7 +106,8 @@ class OneThread:
         self._thread.submit(self._session.run_with_iobinding, binding, options).result()
 
     def release(self, numbers: Sequence[int]) -> None:
-        """Free what was captured under these numbers, where ONNX Runtime can (1.27 and later)."""
+        """Free what was captured under these numbers, where ONNX Runtime can (the call is there from 1.27 on; the CUDA
+        provider of 1.31 ignores it)."""
         if self._captures and hasattr(self._session, "release_captured_graph"):
             for number in numbers:
                 self._thread.submit(self._session.release_captured_graph, number).result()
