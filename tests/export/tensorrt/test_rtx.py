@@ -9,6 +9,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra tensorrt-rtx")
 
+import onnx
+from onnx import TensorProto, helper
+
 from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.plans import Target, find_plan
@@ -109,6 +112,17 @@ def test_a_build_reports_how_far_it_is_and_ends_when_it_is_told_to() -> None:
     assert seen[-1] > 0.5
     with pytest.raises(BuildError, match=r"(?i)cancel"):
         build(request("text"), lambda phase, fraction: False)
+
+
+def test_an_attention_that_no_kernel_fits_is_built_of_its_parts(tmp_path: Path) -> None:
+    shape = ("batch", 8, 16, 8)  # TensorRT-RTX 1.7 has no kernel for heads of 8 channels
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in "qkvy"]
+    graph = helper.make_graph([helper.make_node("Attention", ["q", "k", "v"], ["y"])], "a", tensors[:3], tensors[3:])
+    path = tmp_path / "attention.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    specs = tuple(TensorSpec(name, shape, "float16") for name in "qkvy")
+    asked = Request(path, "tensorrt-rtx", (89,), (1,), (), specs[:3], specs[3:])
+    assert build(asked, lambda phase, fraction: True).nbytes > 1000
 
 
 def test_the_published_runtime_has_the_settings_that_the_runner_makes() -> None:
