@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -48,6 +48,16 @@ def seconds(run: Callable[[], object], flush: Tensor) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def gpu_is_lost() -> bool:
+    """Whether CUDA refuses this process everything since a kernel of it failed."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _clocked(run: Callable[[], object]) -> float:
@@ -154,11 +164,13 @@ def measure(
     device: str = "cuda",
     levels: Mapping[int, int] = LEVELS,
     news: Callable[[dict[str, Any]], None] = lambda report: None,
+    done: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Every kernel at every size, on a CUDA device with triton. On the CPU, with little of each, the operators'
     reference forms: the figures then mean nothing.
 
-    One that fails has its error in its row. `news` is given the report after every row.
+    One that fails has its error in its row. `news` is given the report after every row. Where one loses the GPU to this
+    process, `lost` is true and the rows end with it: another process goes on after the rows `done`.
     """
     on_cuda = torch.device(device).type == "cuda"
     size = 1 if on_cuda else 2**-10
@@ -183,18 +195,24 @@ def measure(
         "length": LENGTH,
         "copy_gb_s": copy / 1e9,
         "matmul_tflop_s": matmul / 1e12,
-        "rows": [],
+        "rows": list(done),
+        "lost": False,
     }
+    to_skip = len(done)
     for batch in batches:
         for channels, pixels in [*levels.items(), (4, 0)]:
             of_level = cases(batch, channels, pixels, dtype, device) if pixels else [sampler_case(batch, device)]
             for name, kernel, opponent, moved, operations in of_level:
+                if to_skip > 0:
+                    to_skip -= 1
+                    continue
                 row: dict[str, Any] = {"kernel": name, "b": batch, "c": channels}
                 report["rows"].append(row)
                 try:
                     ours, theirs, alike = seconds(kernel, flush), seconds(opponent, flush), copy_s(moved)
                 except Exception as error:  # of the compiler, the driver or memory
                     row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    report["lost"] = gpu_is_lost()
                 else:
                     row |= {
                         "us": ours * 1e6,
@@ -206,6 +224,8 @@ def measure(
                         "tflop_s": operations / ours / 1e12,
                     }
                 news(report)
+                if report["lost"]:
+                    return report
     return report
 
 
@@ -242,6 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(report))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if report["lost"]:
+        print("the last of them took the GPU from this process: nothing after it was measured", file=sys.stderr)
     return 1 if any("error" in row for row in report["rows"]) else 0
 
 

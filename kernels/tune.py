@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nuwaxl.errors import NuwaxlError
 from nuwaxl.kernels import bench
 from nuwaxl.kernels.triton import group_norm, temporal_attention, temporal_conv
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch
@@ -120,6 +121,9 @@ def measure(
     Args:
         most: variants of each, the default among them; all of them where it is None.
         news: is given the rows whenever a kernel and size is done.
+
+    Raises:
+        NuwaxlError: a variant took the GPU from this process; `news` has the rows until then.
     """
     flush = torch.empty(
         bench.FLUSH_BYTES if torch.device(device).type == "cuda" else 1, dtype=torch.uint8, device=device
@@ -145,6 +149,12 @@ def measure(
                     found = out.float()
                 except Exception as error:  # of the compiler, the driver or memory
                     of_size[-1]["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                    if bench.gpu_is_lost():
+                        news(rows + of_size)
+                        raise NuwaxlError(
+                            f"expected the variants of {name}, c = {channels}, to run; found that CUDA refuses this "
+                            f"process everything since one of them; go on with other --kernels"
+                        ) from error
                     continue
                 expected = found if expected is None else expected
                 difference = (found - expected).abs().max() / expected.abs().max()
@@ -165,7 +175,6 @@ def _compile(calls: list[Callable[[], None]]) -> None:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(quietly, calls))
-    torch.cuda.synchronize()
 
 
 def _describe(variant: Specialisation) -> str:
@@ -212,7 +221,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json is not None:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
-    rows = measure(options.batch, getattr(torch, options.dtype), options.kernels, news=news)
+    try:
+        rows = measure(options.batch, getattr(torch, options.dtype), options.kernels, news=news)
+    except NuwaxlError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     print(table(rows))
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, report, tests  # noqa: E402
+from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, piece, report, tests  # noqa: E402
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
 from nuwaxl.bench.gpu.model import workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
@@ -85,6 +85,36 @@ def test_a_kernel_that_fails_leaves_the_others_their_figures(monkeypatch: pytest
     gate = next(gate for gate in gates({"kernels": told[-1]}, []) if gate.name.startswith("conv"))
     assert (gate.passed, gate.note) == (None, "it failed")
     assert "RuntimeError: no such instruction" in bench.table({**told[-1]["figures"], "rows": rows})
+
+
+def test_kernels_after_one_that_lost_the_gpu_are_measured_by_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("illegal address")
+
+    began: list[list[str]] = []
+    # Nothing would come after it; here the call returns, and the test is the other process.
+    monkeypatch.setattr("os.execv", lambda program, command: began.append(command))
+    monkeypatch.setattr(bench, "gpu_is_lost", lambda: True)
+    first = Piece("kernels", "cpu", True, str(tmp_path), 60.0)
+    with monkeypatch.context() as failing:
+        failing.setattr(ops, "temporal_conv", broken)
+        assert piece.main(first.command()[-1]) == 0
+    rows = json.loads(first.result.read_text())["rows"]
+    assert [("error" in row, row["kernel"]) for row in rows[-2:]] == [
+        (False, "attention backward"),
+        (True, "conv + injection"),
+    ]
+    (command,) = began
+    with pytest.raises(NuwaxlError, match=r"found errors of conv \+ injection;"):
+        piece.main(command[-1])
+    found = json.loads(first.result.read_text())
+    assert found["rows"][: len(rows)] == rows
+    whole = kernels.measure("cpu", tiny=True)
+    sizes = [[(row["kernel"], row["b"], row["c"]) for row in each["rows"]] for each in (found, whole)]
+    assert sizes[0] == sizes[1]
+    assert sum("error" in row for row in found["rows"]) == 1
 
 
 def test_gpu_tests_that_cannot_be_imported_leave_the_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from nuwaxl.errors import NuwaxlError
 from nuwaxl.kernels import bench, tune
 from nuwaxl.kernels.triton.launch import Specialisation
 
@@ -52,6 +53,12 @@ def test_a_variant_that_fails_leaves_the_others_their_times(monkeypatch: pytest.
     assert 0 < len(failed) < len(rows)
     assert "us" not in rows[2]  # the last of its size
     assert tune.table(rows).count("(default)") == 2
+
+    # One that takes the GPU along ends it; what was found is told before.
+    monkeypatch.setattr(bench, "gpu_is_lost", lambda: True)
+    with pytest.raises(NuwaxlError, match="the variants of norm, c = 16, to run; found that CUDA refuses"):
+        tune.measure(1, torch.float32, ["norm"], "cpu", {16: 2}, most=3, news=lambda rows: seen.append(len(rows)))
+    assert 0 < seen[-1] <= 3
 
 
 @pytest.mark.parametrize("channels", bench.LEVELS)
