@@ -3,7 +3,8 @@
 In every graph of a lower precision the softmax of attention is in float32, as in torch's kernels. In graphs for GPUs:
 
 - Attention is the one node `Attention`, so that a runtime with a fused kernel never holds the scores: at 64x64 latents
-  those of one layer and segment would be 8 GiB in float16.
+  those of one layer and segment would be 8 GiB in float16. Its softmax is in float32 in all such kernels; to ask for it
+  is what TensorRT refuses.
 - Group norm is written as its arithmetic: ONNX Runtime's CUDA provider has no InstanceNormalization of this opset, and
   the shapes that come with the exporter's form would be copied between host and GPU.
 - Frames are enlarged by `Expand` and padded in float32, since the provider has no `Resize` and no `Pad` of bfloat16.

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from nuwaxl.errors import InputError
 from nuwaxl.kernels.aot import Request, compile_kernels, requests
+from nuwaxl.kernels.parts import part_of
 
 
 def build(out: Path, cache: Path, *, sm: str) -> dict:
@@ -72,6 +73,7 @@ def test_a_norm_of_large_frames_is_two_kernels_that_share_the_statistics(built: 
         ("x", "*fp16"), ("weight", "*fp16"), ("bias", "*fp16"), ("statistics", "*fp32"), ("pixels", "i32"),
         ("out", "*fp16"),
     ]  # fmt: skip
+    assert [part_of(pixels) for pixels in (1023, 1024, 1025, 65536)] == [0, 256, 256, 1024]
     assert statistics["grid"] == norm["grid"] == {"fixed": 16, "per_item": 1, "block": 256}
 
 
