@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nuwaxl.export.attention import attention as fused_attention
 from nuwaxl.export.denoiser import Branches, GuidedDenoiser, PromptState, _linear
-from nuwaxl.export.translations import attention as fused_attention
 from nuwaxl.kernels import ops
+from nuwaxl.train.networks.layout import norm_of_frames
 from nuwaxl.train.networks.mtd import _Layer
 from nuwaxl.train.networks.spatial import Attention, ResnetBlock, Upsample
 from nuwaxl.train.networks.temporal import TemporalAttention, TemporalConv
@@ -110,8 +111,5 @@ def _spatial_conv(conv: nn.Module, h: Tensor) -> Tensor:
 
 def _group_norm(norm: nn.Module, h: Tensor, *, silu: bool) -> Tensor:
     """The norm of h (n, h, w, c) by one operator, every frame on its own."""
-    norm = getattr(norm, "layer", norm)  # what only casts around it; the operator computes in float32 itself
-    assert isinstance(norm, nn.GroupNorm)
     frames = h.reshape(-1, 1, h.shape[1] * h.shape[2], h.shape[3])
-    weight, bias = (parameter.to(h.dtype) for parameter in (norm.weight, norm.bias))
-    return ops.group_norm_silu(frames, weight, bias, norm.num_groups, norm.eps, silu).reshape(h.shape)
+    return norm_of_frames(norm, frames, silu=silu).reshape(h.shape)

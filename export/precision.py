@@ -1,9 +1,10 @@
 """A trained network in float16 or bfloat16: which parts compute in it, and which stay in float32.
 
 In the lower precision: convolutions, linear layers, activations between them, and what prepare gives to step. In
-float32: norms and softmax, the timestep's embedding, the folding of the injection's scales and shifts, the last
-convolution of every network and what follows it (guidance, the sampler's update, the latents' standardisation, the
-conversion to pixels), and every tensor a caller sees. Each change of type is a cast in the graph.
+float32: norms and softmax (that of an attention which is one node is the runtime's), the timestep's embedding, the
+folding of the injection's scales and shifts, the last convolution of every network and what follows it (guidance, the
+sampler's update, the latents' standardisation, the conversion to pixels), and every tensor a caller sees. Each change
+of type is a cast in the graph.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Operators for which other nodes are written than torch.onnx.export's own.
 
-In every graph of a lower precision the softmax of attention is in float32, as in torch's kernels. In graphs for GPUs:
+In float16 graphs for the CPU the softmax of attention is in float32, as in torch's kernels. In graphs for GPUs:
 
 - Attention is the one node `Attention`, so that a runtime with a fused kernel never holds the scores: at 64x64 latents
-  those of one layer and segment would be 8 GiB in float16. Its softmax is in float32 in all such kernels; to ask for it
-  is what TensorRT refuses.
+  those of one layer and segment would be 8 GiB in float16. Such kernels take the softmax in float32; the node does not
+  ask for it, since TensorRT refuses one that does.
 - Group norm is written as its arithmetic: ONNX Runtime's CUDA provider has no InstanceNormalization of this opset, and
   the shapes that come with the exporter's form would be copied between host and GPU.
 - Frames are enlarged by `Expand` and padded in float32, since the provider has no `Resize` and no `Pad` of bfloat16.
@@ -19,27 +19,11 @@ from typing import Any
 import onnx
 import torch
 from onnxscript import opset18, opset23
-from torch import Tensor
-from torch.nn import functional as F
+
+import nuwaxl.export.attention  # noqa: F401  (registers the operator)
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]
 _SWAPPED = [0, 1, 3, 2]  # the two last of the four axes (n, heads, tokens, d)
-
-
-@torch.library.custom_op("nuwaxl_export::attention", mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """query (n, q, c), key and value (n, k, c) -> (n, q, c); in a graph one node, which moves no axis."""
-
-    def split(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
-    return mixed.transpose(1, 2).flatten(2).contiguous()
-
-
-@attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    return query.new_empty(query.shape)
 
 
 def for_lower_precision() -> Translations:

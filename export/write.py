@@ -79,7 +79,7 @@ def export_bundle(
     `finish` is called with the folder of the finished bundle before it takes its name, and may add to it.
 
     With `kernels_for`, SM numbers of GPUs, step and decode call the kernels (export/functions.py), which are compiled
-    into the bundle; graphs are of an opset that ONNX Runtime's CUDA provider has whole.
+    into the bundle; graphs are of nodes that ONNX Runtime's CUDA provider has.
 
     Raises:
         InputError: `out` cannot be written, the sampler, the overlap or an SM number does not fit the model, or a

@@ -25,10 +25,11 @@ from nuwaxl.kernels.parts import LARGE, part_of
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FORMAT = "nuwaxl-kernels"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KERNELS_FILE = "kernels.json"
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _SCALARS = ("pixels", "values")
+_ROWS = ("coefficients", "guidance")
 _HIDDEN = ("global_scratch_size", "profile_scratch_size")
 
 
@@ -192,11 +193,11 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
         else:
             wide = name in specialisation.float32_arguments
             signature[name] = _POINTERS[torch.float32 if wide else request.dtype]
-    # Every pointer is promised to be 16-byte aligned but those of rows of a few floats.
+    # Every pointer is promised to be 16-byte aligned but those to rows of a few floats, of which batches are parts.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name].startswith("*") and name not in specialisation.float32_arguments
+        if signature[name].startswith("*") and name not in _ROWS
     }
     constants = {(names.index(name),): value for name, value in specialisation.constants.items()}
     source = ASTSource(specialisation.kernel, signature, constants, aligned)

@@ -170,7 +170,8 @@ def measure(
     reference forms: the figures then mean nothing.
 
     One that fails has its error in its row. `news` is given the report after every row. Where one loses the GPU to this
-    process, `lost` is true and the rows end with it: another process goes on after the rows `done`.
+    process, `lost` is true and the rows end with it: another process goes on after the rows `done`, and leaves out the
+    other sizes of what was lost by.
     """
     on_cuda = torch.device(device).type == "cuda"
     size = 1 if on_cuda else 2**-10
@@ -208,11 +209,15 @@ def measure(
                     continue
                 row: dict[str, Any] = {"kernel": name, "b": batch, "c": channels}
                 report["rows"].append(row)
+                if name in {before["kernel"] for before in done if before.get("lost")}:
+                    row["error"] = "not tried: another size of it took the GPU from its process"
+                    news(report)
+                    continue
                 try:
                     ours, theirs, alike = seconds(kernel, flush), seconds(opponent, flush), copy_s(moved)
                 except Exception as error:  # of the compiler, the driver or memory
                     row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    report["lost"] = gpu_is_lost()
+                    report["lost"] = row["lost"] = gpu_is_lost()
                 else:
                     row |= {
                         "us": ours * 1e6,

@@ -217,17 +217,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("expected a CUDA device; found none; run this on a machine that has one", file=sys.stderr)
         return 2
 
+    found: list[dict[str, Any]] = []
+
     def news(rows: list[dict[str, Any]]) -> None:
+        found[:] = rows
         if options.json is not None:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
+    lost = None
     try:
-        rows = measure(options.batch, getattr(torch, options.dtype), options.kernels, news=news)
+        measure(options.batch, getattr(torch, options.dtype), options.kernels, news=news)
     except NuwaxlError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    print(table(rows))
-    return 0
+        lost = error
+    print(table(found))
+    if lost is not None:
+        print(f"{parser.prog}: {lost}", file=sys.stderr)
+    return int(lost is not None)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(text: str) -> int:
         found = kernels.measure(
             piece.device, tiny=piece.tiny, news=lambda found: _write(piece.result, found), done=done
         )
-        if found["figures"]["lost"]:  # what becomes of this process finds a GPU that works, and every time fewer rows
+        if found["figures"]["lost"]:  # what becomes of this process finds a GPU that works, and fewer kernels to try
             os.execv(sys.executable, replace(piece, going_on=True).command())
     elif piece.kind == "ours":
         bundles = [Path(bundle) for bundle in piece.bundles]

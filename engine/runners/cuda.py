@@ -41,6 +41,7 @@ class CudaRunner(BoundRunner):
             stream = device.stream()
             library = KernelLibrary(bundle, device.sm, device.index)
             self._steps = OneThread(device)
+            self._enter = device.enter
             # Its channels-last convolution takes no bfloat16: a session would not open.
             nhwc = library.sm is not None and bundle.manifest.precision != "bf16"
 
@@ -78,7 +79,9 @@ class CudaRunner(BoundRunner):
         return self.device.name
 
     def close(self) -> None:
-        """See Runner.close."""
+        """See Runner.close. Whatever thread this is: the kernels' memory is freed with the sessions, on its device."""
+        with suppress(RenderError):
+            self._enter()
         self._steps.close()
         super().close()
 
@@ -106,9 +109,8 @@ class OneThread:
         self._thread.submit(self._session.run_with_iobinding, binding, options).result()
 
     def release(self, numbers: Sequence[int]) -> None:
-        """Free what was captured under these numbers, where ONNX Runtime can (the call is there from 1.27 on; the CUDA
-        provider of 1.31 ignores it)."""
-        if self._captures and hasattr(self._session, "release_captured_graph"):
+        """Free what was captured under these numbers, where the provider can: that of onnxruntime 1.31 ignores it."""
+        if self._captures:
             for number in numbers:
                 self._thread.submit(self._session.release_captured_graph, number).result()
 

@@ -18,7 +18,7 @@ from nuwaxl.errors import InputError
 
 KERNELS_FILE = "kernels.json"
 LIBRARY_FILE = "libnuwaxl_onnxruntime.so"
-_FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 1
+_FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 2
 _GRAPHS_WITH_KERNELS = ("step", "decode")
 # Binaries for the generations before sm_90 run on later ones of the same major number; those from 90 on, which use
 # what only their own generation has, do not.

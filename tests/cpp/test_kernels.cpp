@@ -140,7 +140,10 @@ TEST(a_group_norm_of_large_frames_is_two_kernels_with_memory_between_them) {
         return plan_call(Op::kGroupNormSilu, {{batch, 16, pixels, 320}, {320}, {320}}, {0, 32, 1e-5F}, "float16");
     };
     CHECK(norm(2, 1023).statistics.empty() && norm(2, 1023).scratch_bytes == 0);
-    // 1025 pixels are 5 parts of 256; 65 536 are 64 of 1024.
+    // 1024 pixels are 4 parts of 256, 1025 are 5; from 16 385 on there are more than 64 of them, and parts grow.
+    CHECK(norm(1, 1024).scratch_bytes == 16 * 4 * 2 * 320 * 4);
+    CHECK(norm(1, 16384).statistics == "group_norm_statistics-L16-c320-g32-p256-float16");
+    CHECK(norm(1, 16385).statistics == "group_norm_statistics-L16-c320-g32-p512-float16");
     CHECK(norm(2, 1025).kernel == "group_norm_silu_of_parts-L16-c320-g32-e1e-05-p256-float16");
     CHECK(norm(2, 1025).statistics == "group_norm_statistics-L16-c320-g32-p256-float16");
     CHECK(norm(2, 1025).scratch_bytes == 2 * 16 * 5 * 2 * 320 * 4);

@@ -6,6 +6,7 @@ marked gpu: CUDA graphs, the provider itself, the kernels.
 
 import json
 import logging
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,12 +164,7 @@ def test_a_failure_of_a_step_reaches_who_asked(tiny_bundle: Path, runtime: FakeR
             list(engine.render(Story([(0, "sea")]), frames=20))
 
 
-@pytest.mark.parametrize("knows", [True, False])
-def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(
-    tiny_bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, knows: bool
-) -> None:
-    if not knows:  # before onnxruntime 1.27
-        monkeypatch.delattr(LateSession, "release_captured_graph")
+def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(tiny_bundle: Path, runtime: FakeRuntime) -> None:
     with Engine.open(tiny_bundle, devices="cuda:0") as engine:
         (runner,) = engine._runners
         session = runtime.sessions["step"]
@@ -183,7 +179,7 @@ def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(
         step(4)
         step(4)
         denoising.join(segments(1))
-        assert session.released == ([1, 2] if knows else [])
+        assert session.released == [1, 2]
         step(5)
         assert len(session.ran) == 4
 
@@ -261,7 +257,7 @@ def with_kernels(folder: Path, *sms: int) -> Bundle:
     ]
     (folder / "a.cubin").write_bytes(b"\x7fELF\0cubin")
     (folder / "kernels.json").write_text(
-        json.dumps({"format": "nuwaxl-kernels", "format_version": 1, "kernels": kernels})
+        json.dumps({"format": "nuwaxl-kernels", "format_version": 2, "kernels": kernels})
     )
     bundle = Bundle.open(folder)
     bundle.manifest.files["kernels.json"] = bundle.manifest.files["step.onnx"]  # type: ignore[index]
@@ -293,6 +289,39 @@ def test_with_kernels_that_fit_the_library_is_registered_where_graphs_call_them(
     for graph in ("text", "prepare", "step", "decode", "encode"):
         library.register(options, graph)
     assert registered == [str(custom_ops.library_path())] * 2
+
+
+def test_convolutions_are_channels_last_with_kernels_but_in_bfloat16(
+    own_bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custom_ops.KernelLibrary, "register", lambda *_: None)
+    preferred = {}
+    for precision in ("fp32", "bf16"):
+        bundle = with_kernels(own_bundle, 90)
+        object.__setattr__(bundle.manifest, "precision", precision)
+        runner = runner_cuda.CudaRunner(bundle, WORKER)
+        runner.start(segments(1))
+        preferred[precision] = {options["prefer_nhwc"] for options in runtime.opened.values()}
+        runner.close()
+    assert preferred == {"fp32": {"1"}, "bf16": {"0"}}
+
+
+def test_closing_is_on_the_runners_device_in_any_thread(
+    tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda
+) -> None:
+    runner = runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER)
+    runner.start(segments(1))
+    entered: list[int] = []
+
+    class Session:
+        def __del__(self) -> None:
+            entered.append(threading.get_ident() in cuda.unminding)
+
+    runner._sessions["step"] = Session()
+    closing = threading.Thread(target=runner.close)
+    closing.start()
+    closing.join()
+    assert entered == [True]
 
 
 def test_a_bundle_without_kernels_registers_nothing(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,11 +14,6 @@ from onnx.inliner import inline_local_functions
 
 from nuwaxl.export.emulation import _types
 
-_NAMES = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-}
 _KNOWN = {
     "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "Cos", "Div", "Expand", "Gather", "Gelu", "Gemm",
     "LayerNormalization", "MatMul", "Mul", "Pad", "ReduceMean", "Reshape", "Round", "Sigmoid", "Sin", "Slice",
@@ -34,9 +29,9 @@ def unknown(model: onnx.ModelProto) -> set[str]:
     for node in model.graph.node:
         if node.domain:
             continue
-        kinds = {_NAMES.get(types.get(name, 0)) for name in (*node.input, *node.output)}
+        kinds = {types[name] for name in (*node.input, *node.output) if name}
         if node.op_type not in _KNOWN:
             found.add(node.op_type)
-        elif "bfloat16" in kinds and node.op_type in _NOT_IN_BFLOAT16:
+        elif onnx.TensorProto.BFLOAT16 in kinds and node.op_type in _NOT_IN_BFLOAT16:
             found.add(f"{node.op_type} of bfloat16")
     return found

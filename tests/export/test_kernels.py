@@ -1,6 +1,7 @@
 """nuwaxl-export --sm: graphs that call the kernels, and the kernels compiled into the bundle, without a GPU."""
 
 import json
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def test_the_graphs_call_the_kernels_and_carry_their_bodies(bundle: Bundle) -> N
     called: set[str] = set()
     for name in bundle.manifest.graphs:
         model = onnx.load(bundle.file(name))
+        if name == "step":  # spatial attention, and attention to the prompt and to the negative prompt
+            kinds = Counter(node.op_type for node in model.graph.node)
+            assert kinds["Attention"] == 3 * kinds["TemporalAttention"] > 0
+            assert kinds["Softmax"] == 0
         nodes = {node.op_type for node in model.graph.node if node.domain == "nuwaxl"}
         assert {function.name for function in model.functions} == nodes
         assert next(entry.version for entry in model.opset_import if entry.domain == "") == GPU_OPSET

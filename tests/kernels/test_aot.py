@@ -73,7 +73,8 @@ def test_a_norm_of_large_frames_is_two_kernels_that_share_the_statistics(built: 
         ("x", "*fp16"), ("weight", "*fp16"), ("bias", "*fp16"), ("statistics", "*fp32"), ("pixels", "i32"),
         ("out", "*fp16"),
     ]  # fmt: skip
-    assert [part_of(pixels) for pixels in (1023, 1024, 1025, 65536)] == [0, 256, 256, 1024]
+    assert [part_of(pixels) for pixels in (1023, 1024, 1025, 16384, 16385, 65536)] == [0, 256, 256, 256, 512, 1024]
+    assert {a["aligned"] for entry in (statistics, norm) for a in entry["arguments"] if a["type"] != "i32"} == {16}
     assert statistics["grid"] == norm["grid"] == {"fixed": 16, "per_item": 1, "block": 256}
 
 

@@ -55,11 +55,22 @@ def from_frames(frames: Tensor, height: int, width: int) -> Tensor:
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU(norm(x)) of x (n, c, h, w), `norm` a group norm, or one with casts around it. The operator's where it is
     asked for, or where no axis must be moved for it."""
-    group_norm = getattr(norm, "layer", norm)
-    asked = _asked and isinstance(group_norm, nn.GroupNorm)
+    asked = _asked and isinstance(_within(norm), nn.GroupNorm)
     unmoved = isinstance(norm, nn.GroupNorm) and x.is_contiguous(memory_format=torch.channels_last)
     if not asked and not (unmoved and use_operator(x, norm.weight, norm.bias)):
         return F.silu(norm(x))
-    weight, bias = (parameter.to(x.dtype) for parameter in (group_norm.weight, group_norm.bias))
-    y = ops.group_norm_silu(to_frames(x, 1), weight, bias, group_norm.num_groups, group_norm.eps)
-    return from_frames(y, x.shape[2], x.shape[3])
+    return from_frames(norm_of_frames(norm, to_frames(x, 1), silu=True), x.shape[2], x.shape[3])
+
+
+def norm_of_frames(norm: nn.Module, frames: Tensor, *, silu: bool) -> Tensor:
+    """The norm of frames (b, L, h*w, c) by the operator, which computes in float32 itself: casts around it go."""
+    within = _within(norm)
+    assert isinstance(within, nn.GroupNorm)
+    weight, bias = (parameter.to(frames.dtype) for parameter in (within.weight, within.bias))
+    return ops.group_norm_silu(frames, weight, bias, within.num_groups, within.eps, silu)
+
+
+def _within(norm: nn.Module) -> nn.Module:
+    """What export.precision put casts around."""
+    layer: nn.Module = getattr(norm, "layer", norm)
+    return layer

@@ -29,7 +29,8 @@ void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, c
             refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
         }
     }
-    if (!call.statistics.empty() && call.scratch_bytes > 0) {
+    if (call.batch == 0) return;
+    if (!call.statistics.empty()) {
         void* between = reserve(scratch, call.scratch_bytes);
         put(call.statistics, call, {pointers.front()}, {between}, stream);
         pointers.push_back(between);
