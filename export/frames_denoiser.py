@@ -37,7 +37,7 @@ class FramesDenoiser(GuidedDenoiser):
         return _spatial_conv(self.mtd.conv_out, _group_norm(self.mtd.conv_norm_out, h, silu=True)).permute(0, 3, 1, 2)
 
     def _resample(self, resample: nn.Module, h: Tensor) -> Tensor:
-        if isinstance(resample, Upsample):  # channels last already, and in a form that exists in every precision
+        if isinstance(resample, Upsample):  # here and not by its forward, so that no axis is moved
             height, width, channels = h.shape[1:]
             h = h[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1).reshape(-1, 2 * height, 2 * width, channels)
             resample = resample.conv

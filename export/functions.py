@@ -18,11 +18,11 @@ from onnx import helper
 from onnxscript.values import Opset
 
 import nuwaxl.kernels.ops  # noqa: F401  (registers the operators)
+from nuwaxl.kernels.checks import ROWS
 
 DOMAIN = "nuwaxl"
 VERSION = 1
 _TYPES = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
-_FLOAT_ROWS = ("coefficients", "guidance")
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -78,10 +78,7 @@ def _register() -> None:
                 DOMAIN,
                 VERSION,
                 type_constraints=[("T", _TYPES, "all tensors but the rows of the update are of one type")],
-                inputs=[
-                    schema.FormalParameter(each, "tensor(float)" if each in _FLOAT_ROWS else "T")
-                    for each in node.inputs
-                ],
+                inputs=[schema.FormalParameter(each, "tensor(float)" if each in ROWS else "T") for each in node.inputs],
                 outputs=[schema.FormalParameter(each, "T") for each in node.outputs],
                 attributes=[schema.Attribute(each, kinds[each], each, required=True) for each in node.attributes],
             )

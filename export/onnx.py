@@ -24,22 +24,22 @@ def to_onnx(
     module: nn.Module,
     inputs: dict[str, Tensor],
     outputs: Sequence[str],
-    opset: int = OPSET,
     *,
+    for_gpus: bool = False,
     data: Path | None = None,
     external_from: int = EXTERNAL_FROM,
 ) -> onnx.ModelProto:
     """Export `module`, called with `inputs` in their order; the first axis of every tensor is the batch.
 
     The examples in `inputs` must have a batch of at least 2, since the exporter takes a size of 1 for a constant.
+    Graphs `for_gpus` are of nodes that GPUs' runtimes have (translations.py), as all in bfloat16 are: CPUs run none.
     With `data`, a graph of `external_from` bytes of weights or more has the larger ones in that file instead, which
     must lie beside the graph's own (weights.py); `save` checks such a graph when it is written.
     """
     types = {parameter.dtype for parameter in module.parameters()}
-    if torch.bfloat16 in types:
-        opset = GPU_OPSET
+    for_gpus = for_gpus or torch.bfloat16 in types
     table = functions.translations()
-    if opset == GPU_OPSET:
+    if for_gpus:
         table.update(translations.for_gpus())
     elif torch.float16 in types:
         table.update(translations.for_lower_precision())
@@ -55,7 +55,7 @@ def to_onnx(
             traced,
             input_names=list(inputs),
             output_names=list(outputs),
-            opset_version=opset,
+            opset_version=GPU_OPSET if for_gpus else OPSET,
             dynamo=True,
             verbose=False,
             custom_translation_table=table,

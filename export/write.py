@@ -28,7 +28,7 @@ from nuwaxl.engine.bundle_schema import (
 from nuwaxl.errors import InputError
 from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels
 from nuwaxl.export.model import Model
-from nuwaxl.export.onnx import GPU_OPSET, OPSET, save, to_onnx
+from nuwaxl.export.onnx import save, to_onnx
 from nuwaxl.export.parity import Parity, batches, check_parity
 from nuwaxl.export.samples import GraphSource, graph_sources
 from nuwaxl.export.weights import EXTERNAL_FROM
@@ -105,8 +105,7 @@ def export_bundle(
         asked: set[Request] = set()
         for source in graph_sources(model, precision, kernels=bool(kernels_for)):
             start = time.perf_counter()
-            opset = GPU_OPSET if kernels_for else OPSET
-            graphs[source.name] = graph = _write_graph(source, folder, external_from, opset)
+            graphs[source.name] = graph = _write_graph(source, folder, external_from, for_gpus=bool(kernels_for))
             parity = check_parity(source, folder / graph.file, _SEED, precision, batches(network))
             size = sum((folder / file).stat().st_size for file in (graph.file, graph.data) if file is not None)
             if kernels_for:
@@ -154,11 +153,13 @@ def check_output(out: Path, force: bool) -> None:
             )
 
 
-def _write_graph(source: GraphSource, folder: Path, external_from: int, opset: int) -> Graph:
+def _write_graph(source: GraphSource, folder: Path, external_from: int, *, for_gpus: bool = False) -> Graph:
     with torch.no_grad():
         inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(_SEED)).inputs
     file, data = f"{source.name}.onnx", f"{source.name}.data"
-    model = to_onnx(source.module, inputs, source.outputs, opset, data=folder / data, external_from=external_from)
+    model = to_onnx(
+        source.module, inputs, source.outputs, for_gpus=for_gpus, data=folder / data, external_from=external_from
+    )
     save(model, folder / file)
     has_data = (folder / data).is_file()
     return Graph(file, data if has_data else None, _specs(model.graph.input), _specs(model.graph.output))

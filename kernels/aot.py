@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.kernels.checks import ROWS
 from nuwaxl.kernels.parts import LARGE, part_of
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -29,7 +30,6 @@ FORMAT_VERSION = 2
 KERNELS_FILE = "kernels.json"
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _SCALARS = ("pixels", "values")
-_ROWS = ("coefficients", "guidance")
 _HIDDEN = ("global_scratch_size", "profile_scratch_size")
 
 
@@ -193,11 +193,11 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
         else:
             wide = name in specialisation.float32_arguments
             signature[name] = _POINTERS[torch.float32 if wide else request.dtype]
-    # Every pointer is promised to be 16-byte aligned but those to rows of a few floats, of which batches are parts.
+    # Every pointer is promised to be 16-byte aligned but those to rows of a few floats.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name].startswith("*") and name not in _ROWS
+        if signature[name].startswith("*") and name not in ROWS
     }
     constants = {(names.index(name),): value for name, value in specialisation.constants.items()}
     source = ASTSource(specialisation.kernel, signature, constants, aligned)

@@ -14,8 +14,9 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -158,6 +159,17 @@ def sampler_case(batch: int, device: str) -> Case:
     )
 
 
+def _sized(
+    batches: list[int], levels: Mapping[int, int], dtype: torch.dtype, device: str
+) -> Iterator[tuple[int, int, Case]]:
+    """Every case with its batch and channels, tensors made when it is its turn."""
+    for batch in batches:
+        for channels, pixels in levels.items():
+            for case in cases(batch, channels, pixels, dtype, device):
+                yield batch, channels, case
+        yield batch, 4, sampler_case(batch, device)
+
+
 def measure(
     batches: list[int],
     dtype: torch.dtype,
@@ -199,38 +211,33 @@ def measure(
         "rows": list(done),
         "lost": False,
     }
-    to_skip = len(done)
-    for batch in batches:
-        for channels, pixels in [*levels.items(), (4, 0)]:
-            of_level = cases(batch, channels, pixels, dtype, device) if pixels else [sampler_case(batch, device)]
-            for name, kernel, opponent, moved, operations in of_level:
-                if to_skip > 0:
-                    to_skip -= 1
-                    continue
-                row: dict[str, Any] = {"kernel": name, "b": batch, "c": channels}
-                report["rows"].append(row)
-                if name in {before["kernel"] for before in done if before.get("lost")}:
-                    row["error"] = "not tried: another size of it took the GPU from its process"
-                    news(report)
-                    continue
-                try:
-                    ours, theirs, alike = seconds(kernel, flush), seconds(opponent, flush), copy_s(moved)
-                except Exception as error:  # of the compiler, the driver or memory
-                    row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    report["lost"] = row["lost"] = gpu_is_lost()
-                else:
-                    row |= {
-                        "us": ours * 1e6,
-                        "torch_us": theirs * 1e6,
-                        "times_faster": theirs / ours,
-                        "gb_s": moved / ours / 1e9,
-                        "of_copy": moved / ours / copy,
-                        "of_copy_alike": alike / ours,
-                        "tflop_s": operations / ours / 1e12,
-                    }
-                news(report)
-                if report["lost"]:
-                    return report
+    given_up = {row["kernel"] for row in done if row.get("lost")}
+    for batch, channels, case in islice(_sized(batches, levels, dtype, device), len(done), None):
+        name, kernel, opponent, moved, operations = case
+        row: dict[str, Any] = {"kernel": name, "b": batch, "c": channels}
+        report["rows"].append(row)
+        if name in given_up:
+            row["error"] = "not tried: another size of it took the GPU from its process"
+            news(report)
+            continue
+        try:
+            ours, theirs, alike = seconds(kernel, flush), seconds(opponent, flush), copy_s(moved)
+        except Exception as error:  # of the compiler, the driver or memory
+            row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            report["lost"] = row["lost"] = gpu_is_lost()
+        else:
+            row |= {
+                "us": ours * 1e6,
+                "torch_us": theirs * 1e6,
+                "times_faster": theirs / ours,
+                "gb_s": moved / ours / 1e9,
+                "of_copy": moved / ours / copy,
+                "of_copy_alike": alike / ours,
+                "tflop_s": operations / ours / 1e12,
+            }
+        news(report)
+        if report["lost"]:
+            break
     return report
 
 

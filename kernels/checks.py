@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 64
 INT32_MAX = 2**31 - 1
+# Arguments of the update with a few floats a segment: float32 whatever the tensors are, and not aligned, since a batch
+# may be any part of them.
+ROWS = ("coefficients", "guidance")
 
 
 def attention(qkv: Tensor, heads: int) -> None:

@@ -45,7 +45,7 @@ def specialise() -> Specialisation:
         constants={"BLOCK": BLOCK},
         grid=Grid(fixed=1, per_item=1, block=BLOCK),
         num_warps=4,
-        float32_arguments=frozenset({"coefficients", "guidance"}),
+        float32_arguments=frozenset(checks.ROWS),
     )
 
 

@@ -92,7 +92,7 @@ def test_every_kernel_that_the_graphs_call_is_in_the_bundle(bundle: Bundle, mode
 
 def test_kernels_in_bfloat16_pass_the_gate_and_wrong_ones_do_not(model: Model, tmp_path: Path) -> None:
     source = next(source for source in graph_sources(model, "bf16", kernels=True) if source.name == "decode")
-    graph = tmp_path / write._write_graph(source, tmp_path, 0, GPU_OPSET).file
+    graph = tmp_path / write._write_graph(source, tmp_path, 0, for_gpus=True).file
     assert check_parity(source, graph, 1, "bf16", (2,)).pixels > 0
     stored = onnx.load(graph)
     assert not unknown(stored)

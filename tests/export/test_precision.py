@@ -18,7 +18,7 @@ from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.emulation import _types, emulated  # noqa: E402
 from nuwaxl.export.graphs import TextGraph  # noqa: E402
 from nuwaxl.export.model import Model  # noqa: E402
-from nuwaxl.export.onnx import OPSET, to_onnx  # noqa: E402
+from nuwaxl.export.onnx import to_onnx  # noqa: E402
 from nuwaxl.export.parity import ParityError, check_parity  # noqa: E402
 from nuwaxl.export.precision import lowered  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
@@ -165,10 +165,10 @@ def test_the_emulation_rounds_as_bfloat16_does() -> None:
 @pytest.mark.parametrize("precision", TYPES)
 def test_the_gate_refuses_a_wrong_weight_in_every_precision(model: Model, tmp_path: Path, precision: str) -> None:
     source = next(iter(graph_sources(model, precision)))
-    graph = write._write_graph(source, tmp_path, 0, OPSET)
+    graph = write._write_graph(source, tmp_path, 0)
     assert check_parity(source, tmp_path / graph.file, 1, precision).relative > 1e-5
     source.module.text.text_model.encoder.layers[0].mlp.fc1.weight.mul_(1.5)
-    write._write_graph(source, tmp_path, 0, OPSET)
+    write._write_graph(source, tmp_path, 0)
     with pytest.raises(ParityError, match="graph text, output prompt, batch 1: relative error"):
         check_parity(source, tmp_path / graph.file, 1, precision)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.data", "text.onnx"]

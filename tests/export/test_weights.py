@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.model import Model  # noqa: E402
-from nuwaxl.export.onnx import OPSET, save, to_onnx  # noqa: E402
+from nuwaxl.export.onnx import save, to_onnx  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 
 
@@ -77,6 +77,6 @@ def test_two_exports_give_the_same_bytes(model: Model, tmp_path: Path, precision
     for folder in folders:
         folder.mkdir()
         source = next(graph_sources(model, precision))  # type: ignore[arg-type]
-        write._write_graph(source, folder, 0, OPSET)
+        write._write_graph(source, folder, 0)
     for name in ("text.data", "text.onnx"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
