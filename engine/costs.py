@@ -15,7 +15,7 @@ import numpy as np
 from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Network
-from nuwaxl.engine.runners.base import Runner, Segments
+from nuwaxl.engine.runners.base import Padded, Runner, Segments
 from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
 
 # A larger batch is measured only while the last one made a segment cheaper by so much.
@@ -78,7 +78,8 @@ def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[]
     """Time steps of batches of 1, 2, 4, ... segments up to max_batch, while a segment gets cheaper; and a decode.
 
     A batch and the next larger one are timed in turn: what else the machine does meanwhile slows both, so that neither
-    looks cheaper than it is beside the other. `check` is called before each step and decode.
+    looks cheaper than it is beside the other. Of a runner that fills batches up (see Padded) every size up to the
+    largest is known then, by the time of what it is filled up to. `check` is called before each step and decode.
     """
     step_s: dict[int, float] = {}
     smaller, larger = 1, min(2, max_batch)
@@ -90,12 +91,26 @@ def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[]
         if larger == max_batch or not gains:
             break
         smaller, larger = larger, min(2 * larger, max_batch)
+    if isinstance(runner, Padded):
+        step_s = _of_every_size(runner, step_s, lambda size: _steps_s(runner, network, [size], check)[size])
     latents = np.zeros(_latents(network, 1), dtype=np.float32)
     decode_s: list[float] = []
     while len(decode_s) < _REPEATS and (len(decode_s) < 2 or decode_s[-1] < _LONG_S):
         check()
         decode_s.append(_timed(lambda: runner.decode(latents)))
     return CostModel(list(step_s), list(step_s.values()), decode_s=min(decode_s))
+
+
+def _of_every_size(runner: Padded, step_s: dict[int, float], time_step: Callable[[int], float]) -> dict[int, float]:
+    """Seconds of a step by batch size, of all sizes up to the largest in `step_s`; what is not there is timed now."""
+    largest = max(step_s)
+    by_rows = {runner.rows(size): seconds for size, seconds in step_s.items()}
+    for size in range(largest, 0, -1):
+        if runner.rows(size) not in by_rows:
+            by_rows[runner.rows(size)] = time_step(size)
+    result = {size: by_rows[runner.rows(size)] for size in range(1, largest + 1)}
+    # Larger ones are no cheaper a segment. By the last two sizes, which may take the same time, they would be free.
+    return result | {2 * largest: 2 * result[largest]}
 
 
 def _measured(runner: Runner, network: Network, max_batch: int, check: Callable[[], None]) -> CostModel | DeviceLost:

@@ -76,6 +76,14 @@ class Runner(Protocol):
 
 
 @runtime_checkable
+class Padded(Protocol):
+    """A runner with programs for some batch sizes only, which fills a smaller batch up to the next of them."""
+
+    def rows(self, count: int) -> int:
+        """Segments whose time a step of a batch of `count` takes."""
+
+
+@runtime_checkable
 class DecodesLater(Protocol):
     """A runner whose device goes on while the host does something else: frames come to the host by themselves."""
 

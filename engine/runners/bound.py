@@ -88,6 +88,10 @@ class BoundRunner:
         denoising.join(segments)
         return denoising
 
+    def rows(self, count: int) -> int:
+        """See Padded."""
+        return bucket(count)
+
     def decode(self, latents: Float32) -> UInt8:
         """See Runner.decode."""
         return self.begin_decode(latents)()

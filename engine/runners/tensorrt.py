@@ -73,6 +73,10 @@ class TensorRTRunner:
         """See Runner.start."""
         return TensorRTDenoising(self, self.prepare(segments))
 
+    def rows(self, count: int) -> int:
+        """See Padded. Several buckets run one after the other."""
+        return sum(bucket for bucket, _ in split(count, self._buckets))
+
     def decode(self, latents: Float32) -> UInt8:
         """See Runner.decode."""
         return self.begin_decode(latents)()

@@ -19,7 +19,7 @@ from nuwaxl.errors import DeviceLost, InputError
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model
 from nuwaxl.export.torch_runner.device import TorchDevice
 from nuwaxl.export.torch_runner.layers import Upsampling
-from nuwaxl.export.torch_runner.slots import Slots
+from nuwaxl.export.torch_runner.slots import Slots, bucket
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
@@ -96,7 +96,8 @@ class TorchRunner:
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
         self._prepare = Prepare(denoiser)
-        step: Any = Step(denoiser)
+        self._alone = Step(denoiser)
+        step: Any = self._alone
         if device.compiled:
             step = torch.compile(step, fullgraph=True)
             self._decode = torch.compile(self._video, fullgraph=True, dynamic=False)
@@ -129,12 +130,16 @@ class TorchRunner:
 
     def start(self, segments: Segments) -> TorchDenoising:
         """See Runner.start."""
-        slots = self._pool.pop() if self._pool else Slots(self._step, self._device)
+        slots = self._pool.pop() if self._pool else Slots(self._step, self._alone, self._device)
         slots.count = 0
         denoising = TorchDenoising(self, slots)
         weakref.finalize(denoising, self._pool.append, slots).atexit = False
         denoising.join(segments)
         return denoising
+
+    def rows(self, count: int) -> int:
+        """See Padded."""
+        return bucket(count)
 
     @_on_device
     def take(self, slots: Slots, segments: Segments) -> None:
@@ -200,7 +205,8 @@ class TorchRunner:
     def close(self) -> None:
         """See Runner.close."""
         self._pool.clear()
-        self._text = self._video = self._decode = self._prepare = self._step = None  # type: ignore[assignment]
+        self._text = self._video = self._decode = self._prepare = None  # type: ignore[assignment]
+        self._step = self._alone = None  # type: ignore[assignment]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device.device)

@@ -31,12 +31,15 @@ class Slots:
 
     Args:
         step: takes x, history, noise, timestep, coefficients, guidance and the state; gives x and history after it.
+        alone: the same for a batch of one: of a step that is compiled torch would make a program of its own for it, in
+            minutes.
         device: where; on a GPU a CUDA graph is made for every number of rows.
     """
 
-    def __init__(self, step: Step, device: TorchDevice) -> None:
+    def __init__(self, step: Step, alone: Step, device: TorchDevice) -> None:
         self.count = 0
         self._step = step
+        self._alone = alone
         self._device = device
         self._tensors: list[Tensor] = []
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -73,7 +76,7 @@ class Slots:
         for place, rows in ((3, timestep), (4, coefficients), (5, guidance), (2, noise)):
             if rows is not None:  # without noise its coefficient is 0
                 self._tensors[place][: self.count].copy_(rows)
-        rows = self._rows(self.count)
+        rows = bucket(self.count)
         if not self._device.on_cuda:
             self._run(rows)
             return
@@ -88,6 +91,8 @@ class Slots:
 
     def _call(self, rows: int) -> tuple[Tensor, Tensor]:
         inputs = [tensor[:rows] for tensor in self._tensors]
+        if rows == 1:
+            return self._alone(*inputs)
         if self._device.compiled:
             for tensor in inputs:
                 torch._dynamo.mark_dynamic(tensor, 0)
@@ -103,14 +108,10 @@ class Slots:
             self._run(rows)
         return graph
 
-    def _rows(self, count: int) -> int:
-        """A batch of 1 takes 2 rows when it is compiled: torch would make a program of its own for it, in minutes."""
-        return bucket(max(count, 2) if self._device.compiled else count)
-
     def _grow(self, new: Sequence[Tensor], count: int) -> None:
         """Room for `count` rows; graphs of the old addresses are dropped."""
         capacity = self._tensors[0].shape[0] if self._tensors else 0
-        rows = self._rows(count)
+        rows = bucket(count)
         if rows <= capacity:
             return
         if self._device.on_cuda:

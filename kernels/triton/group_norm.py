@@ -55,31 +55,44 @@ def merge(count, mean, deviations, n, block_mean, block_deviations):
 @triton.jit
 def channel_statistics(x, channel, used, first, last, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr):
     """Of these channels in the pixels `first` to `last` of a frame: how many there are, as float32, the mean, and the
-    sum of squared deviations from it."""
+    sum of squared deviations from it.
+
+    Sums are taken of the differences to the first block's mean, which is no further from the mean than sqrt(blocks)
+    standard deviations: the deviations lose no more than a factor of `blocks` to it, whatever the mean is. Every thread
+    sums on its own, and threads are brought together once.
+    """
     p = tl.arange(0, BLOCK_P)
-    count = 0.0
-    mean = tl.zeros(channel.shape, tl.float32)
-    deviations = tl.zeros(channel.shape, tl.float32)
+    inside = (first + p < last)[:, None] & used[None, :]
+    block = tl.load(x + (first + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
+    origin = tl.sum(block.to(tl.float32), axis=0) / tl.minimum(last - first, BLOCK_P).to(tl.float32)
+    sums = tl.zeros((BLOCK_P, channel.shape[0]), tl.float32)
+    squares = tl.zeros((BLOCK_P, channel.shape[0]), tl.float32)
     for start in range(first, last, BLOCK_P):
         inside = (start + p < last)[:, None] & used[None, :]
         block = tl.load(x + (start + p)[:, None] * CHANNELS + channel[None, :], mask=inside, other=0.0)
-        block = block.to(tl.float32)
-        n = tl.minimum(last - start, BLOCK_P).to(tl.float32)
-        block_mean = tl.sum(block, axis=0) / n
-        centred = tl.where(inside, block - block_mean[None, :], 0.0)
-        count, mean, deviations = merge(count, mean, deviations, n, block_mean, tl.sum(centred * centred, axis=0))
-    return count, mean, deviations
+        offset = tl.where(inside, block.to(tl.float32) - origin[None, :], 0.0)
+        sums += offset
+        squares += offset * offset
+    count = (last - first).to(tl.float32)
+    offset = tl.sum(sums, axis=0) / count
+    return count, origin + offset, tl.maximum(tl.sum(squares, axis=0) - offset * offset * count, 0.0)
 
 
 @triton.jit
-def group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS: tl.constexpr):
+def group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS: tl.constexpr, BLOCK_G: tl.constexpr):
     """Mean and variance of the group that each channel is in, from those of the channels over `count` pixels."""
-    group = lane // GROUP_CHANNELS
-    same = (group[:, None] == group[None, :]) & used[None, :]
-    group_mean = tl.sum(tl.where(same, mean[None, :], 0.0), axis=1) / GROUP_CHANNELS
+    member = (lane[None, :] // GROUP_CHANNELS == tl.arange(0, BLOCK_G)[:, None]) & used[None, :]
+    group_mean = of_group(tl.sum(tl.where(member, mean[None, :], 0.0), axis=1) / GROUP_CHANNELS, member)
     offset = mean - group_mean
     deviations += offset * offset * count
-    return group_mean, tl.sum(tl.where(same, deviations[None, :], 0.0), axis=1) / (count * GROUP_CHANNELS)
+    variance = tl.sum(tl.where(member, deviations[None, :], 0.0), axis=1) / (count * GROUP_CHANNELS)
+    return group_mean, of_group(variance, member)
+
+
+@triton.jit
+def of_group(value, member):
+    """A value a group -> for every channel that of its group."""
+    return tl.sum(tl.where(member, value[:, None], 0.0), axis=0)
 
 
 @triton.jit
@@ -127,13 +140,14 @@ def group_norm_silu(
     SILU: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr,
 ):
     """x (frames, pixels, c), weight and bias (c,) -> out, shape of x."""
     frame, lane, channel, used = program_share(CHANNELS, GROUP_CHANNELS, BLOCK_GROUPS, BLOCK_C)
     x += frame.to(tl.int64) * pixels * CHANNELS
     out += frame.to(tl.int64) * pixels * CHANNELS
     count, mean, deviations = channel_statistics(x, channel, used, 0, pixels, CHANNELS, BLOCK_P)
-    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS)
+    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS, BLOCK_G)
     write_normed(x, weight, bias, out, channel, used, mean, variance, 0, pixels, CHANNELS, EPS, SILU, BLOCK_P)
 
 
@@ -147,6 +161,7 @@ def part_statistics(
     BLOCK_GROUPS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     PART: tl.constexpr,
 ):
     """x (frames, pixels, c) -> statistics (frames, parts, 2, c), float32: mean and sum of squared deviations."""
@@ -176,6 +191,7 @@ def norm_of_parts(
     SILU: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     PART: tl.constexpr,
     PARTS_AT_ONCE: tl.constexpr,
 ):
@@ -202,7 +218,7 @@ def norm_of_parts(
         offset = means - block_mean[None, :]
         among = tl.sum(within + offset * offset * size[:, None], axis=0)
         count, mean, deviations = merge(count, mean, deviations, n, block_mean, among)
-    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS)
+    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS, BLOCK_G)
     first = part % parts * PART
     last = tl.minimum(first + PART, pixels)
     write_normed(x, weight, bias, out, channel, used, mean, variance, first, last, CHANNELS, EPS, SILU, BLOCK_P)
@@ -229,6 +245,7 @@ def share(channels: int, groups: int) -> dict[str, int]:
         "BLOCK_GROUPS": bundle,
         "BLOCK_P": _BLOCK_P,
         "BLOCK_C": power_of_two(bundle * width),
+        "BLOCK_G": power_of_two(bundle),
     }
 
 

@@ -32,6 +32,26 @@ def _weights(scores, LENGTH: tl.constexpr, BLOCK_L: tl.constexpr, SCALE_LOG2: tl
 
 
 @triton.jit
+def _channels(rows, inside, start: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr):
+    """Of every row the channels from `start` on: BLOCK_D of them, or TAIL where fewer are left."""
+    WIDTH: tl.constexpr = BLOCK_D if start + BLOCK_D <= HEAD_DIM else TAIL
+    d = start + tl.arange(0, WIDTH)[None, None, :]
+    mask = inside if start + WIDTH <= HEAD_DIM else inside & (d < HEAD_DIM)
+    return tl.load(rows + d, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(
+    rows, values, inside, start: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr
+):
+    """Where `_channels` reads."""
+    WIDTH: tl.constexpr = BLOCK_D if start + BLOCK_D <= HEAD_DIM else TAIL
+    d = start + tl.arange(0, WIDTH)[None, None, :]
+    mask = inside if start + WIDTH <= HEAD_DIM else inside & (d < HEAD_DIM)
+    tl.store(rows + d, values, mask=mask)
+
+
+@triton.jit
 def temporal_attention_forward(
     qkv,
     pixels,
@@ -43,6 +63,7 @@ def temporal_attention_forward(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """qkv (b, L, pixels, 3c) -> out (b, L, pixels, c)."""
@@ -55,25 +76,24 @@ def temporal_attention_forward(
 
     n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None, None]
     frame = tl.arange(0, BLOCK_L)[None, :, None]
-    d = tl.arange(0, BLOCK_D)[None, None, :]
     inside = (n < pairs) & (frame < LENGTH)
-    source = qkv + (n * HEAD_DIM + (n // HEADS) * (2 * CHANNELS)) + frame * (pixels * (3 * CHANNELS)) + d
+    source = qkv + (n * HEAD_DIM + (n // HEADS) * (2 * CHANNELS)) + frame * (pixels * (3 * CHANNELS))
 
     scores = tl.zeros((BLOCK_N, BLOCK_L, BLOCK_L), tl.float32)
     for start in tl.static_range(0, HEAD_DIM, BLOCK_D):
-        mask = inside & (start + d < HEAD_DIM)
-        query = tl.load(source + start, mask=mask, other=0.0)
-        key = tl.load(source + CHANNELS + start, mask=mask, other=0.0)
+        query = _channels(source, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        key = _channels(source + CHANNELS, inside, start, HEAD_DIM, BLOCK_D, TAIL)
         scores = dot(query, tl.permute(key, (0, 2, 1)), scores, UPCAST)
+    # On its way while the softmax is computed.
+    value = _channels(source + 2 * CHANNELS, inside, 0, HEAD_DIM, BLOCK_D, TAIL)
     weights = _weights(scores, LENGTH, BLOCK_L, SCALE_LOG2).to(out.dtype.element_ty)
 
-    target = out + n * HEAD_DIM + frame * (pixels * CHANNELS) + d
-    zero = tl.zeros((BLOCK_N, BLOCK_L, BLOCK_D), tl.float32)
+    target = out + n * HEAD_DIM + frame * (pixels * CHANNELS)
     for start in tl.static_range(0, HEAD_DIM, BLOCK_D):
-        mask = inside & (start + d < HEAD_DIM)
-        value = tl.load(source + 2 * CHANNELS + start, mask=mask, other=0.0)
-        mixed = dot(weights, value, zero, UPCAST)
-        tl.store(target + start, mixed.to(out.dtype.element_ty), mask=mask)
+        if start > 0:
+            value = _channels(source + 2 * CHANNELS, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        mixed = dot(weights, value, tl.zeros(value.shape, tl.float32), UPCAST)
+        _store(target, mixed.to(out.dtype.element_ty), inside, start, HEAD_DIM, BLOCK_D, TAIL)
 
 
 @triton.jit
@@ -90,6 +110,7 @@ def temporal_attention_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    TAIL: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """gradient (b, L, pixels, c) and qkv (b, L, pixels, 3c) -> d_qkv, shape of qkv; the weights are computed again."""
@@ -103,20 +124,18 @@ def temporal_attention_backward(
 
     n = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None, None]
     frame = tl.arange(0, BLOCK_L)[None, :, None]
-    d = tl.arange(0, BLOCK_D)[None, None, :]
     inside = (n < pairs) & (frame < LENGTH)
-    offset = n * HEAD_DIM + (n // HEADS) * (2 * CHANNELS) + frame * (pixels * (3 * CHANNELS)) + d
+    offset = n * HEAD_DIM + (n // HEADS) * (2 * CHANNELS) + frame * (pixels * (3 * CHANNELS))
     source, target = qkv + offset, d_qkv + offset
-    of_out = gradient + n * HEAD_DIM + frame * (pixels * CHANNELS) + d
+    of_out = gradient + n * HEAD_DIM + frame * (pixels * CHANNELS)
 
     scores = tl.zeros((BLOCK_N, BLOCK_L, BLOCK_L), tl.float32)
     d_weights = tl.zeros((BLOCK_N, BLOCK_L, BLOCK_L), tl.float32)
     for start in tl.static_range(0, HEAD_DIM, BLOCK_D):
-        mask = inside & (start + d < HEAD_DIM)
-        query = tl.load(source + start, mask=mask, other=0.0)
-        key = tl.load(source + CHANNELS + start, mask=mask, other=0.0)
-        value = tl.load(source + 2 * CHANNELS + start, mask=mask, other=0.0)
-        d_out = tl.load(of_out + start, mask=mask, other=0.0)
+        query = _channels(source, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        key = _channels(source + CHANNELS, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        value = _channels(source + 2 * CHANNELS, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        d_out = _channels(of_out, inside, start, HEAD_DIM, BLOCK_D, TAIL)
         scores = dot(query, tl.permute(key, (0, 2, 1)), scores, UPCAST)
         d_weights = dot(d_out, tl.permute(value, (0, 2, 1)), d_weights, UPCAST)
     weights = _weights(scores, LENGTH, BLOCK_L, SCALE_LOG2)
@@ -125,19 +144,18 @@ def temporal_attention_backward(
     weights_t = tl.permute(weights, (0, 2, 1)).to(qkv.dtype.element_ty)
     d_scores_t = tl.permute(d_scores, (0, 2, 1)).to(qkv.dtype.element_ty)
     d_scores = d_scores.to(qkv.dtype.element_ty)
-    zero = tl.zeros((BLOCK_N, BLOCK_L, BLOCK_D), tl.float32)
     for start in tl.static_range(0, HEAD_DIM, BLOCK_D):
-        mask = inside & (start + d < HEAD_DIM)
         # Read again: they are in cache, and keeping every block in registers would spill.
-        query = tl.load(source + start, mask=mask, other=0.0)
-        key = tl.load(source + CHANNELS + start, mask=mask, other=0.0)
-        d_out = tl.load(of_out + start, mask=mask, other=0.0)
-        d_query = dot(d_scores, key, zero, UPCAST)
-        d_key = dot(d_scores_t, query, zero, UPCAST)
-        d_value = dot(weights_t, d_out, zero, UPCAST)
-        tl.store(target + start, d_query.to(d_qkv.dtype.element_ty), mask=mask)
-        tl.store(target + CHANNELS + start, d_key.to(d_qkv.dtype.element_ty), mask=mask)
-        tl.store(target + 2 * CHANNELS + start, d_value.to(d_qkv.dtype.element_ty), mask=mask)
+        query = _channels(source, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        key = _channels(source + CHANNELS, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        d_out = _channels(of_out, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        zero = tl.zeros(query.shape, tl.float32)
+        d_query = dot(d_scores, key, zero, UPCAST).to(qkv.dtype.element_ty)
+        d_key = dot(d_scores_t, query, zero, UPCAST).to(qkv.dtype.element_ty)
+        d_value = dot(weights_t, d_out, zero, UPCAST).to(qkv.dtype.element_ty)
+        _store(target, d_query, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        _store(target + CHANNELS, d_key, inside, start, HEAD_DIM, BLOCK_D, TAIL)
+        _store(target + 2 * CHANNELS, d_value, inside, start, HEAD_DIM, BLOCK_D, TAIL)
 
 
 def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False) -> Specialisation:
@@ -154,6 +172,7 @@ def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False
         "BLOCK_N": pairs,
         "BLOCK_L": block_l,
         "BLOCK_D": 64 if wide else 32,
+        "TAIL": power_of_two(head_dim % (64 if wide else 32) or 16, least=16),
         "UPCAST": INTERPRETED,
     }
     if backward:

@@ -74,6 +74,46 @@ def test_measured_costs_choose_wide_batches_where_they_pay(
     assert cost.best_batch(6) == best
 
 
+class Filled(Timed):
+    """Fills batches up to 1, 2, 4 or 6 segments."""
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.clock += self.extra_s * (self.rows(len(inputs["x"])) - len(inputs["x"]))
+        return super().step(inputs)
+
+    def rows(self, count: int) -> int:
+        return next(size for size in (1, 2, 4, 6, 12, 24) if size >= count)
+
+
+@pytest.mark.parametrize(
+    ("extra_s", "max_batch", "seconds", "best"),
+    [
+        (0.0, 6, [0.04] * 6 + [0.08], 6),
+        (0.03, 6, [0.04, 0.07, 0.13, 0.13, 0.19, 0.19, 0.38], 6),
+        (0.03, 5, [0.04, 0.07, 0.13, 0.13, 0.19, 0.38], 4),  # five cost as much as six
+        (0.04, 24, [0.04, 0.08, 0.16], 1),  # nothing is gained from two on: nor is it by more
+        (0.02, 8, [0.04, 0.06, 0.1, 0.1, 0.14, 0.14, 0.26, 0.26, 0.52], 6),  # eight take the time of twelve
+    ],
+)
+def test_a_batch_costs_what_it_is_filled_up_to(
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra_s: float,
+    max_batch: int,
+    seconds: list[float],
+    best: int,
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    runner = Filled(bundle, parse_devices("cpu:1")[0])
+    runner.extra_s = extra_s
+    monkeypatch.setattr("nuwaxl.engine.costs.perf_counter", lambda: runner.clock)
+    cost = measure(runner, bundle.manifest.network, max_batch)
+    assert cost.steps_s == pytest.approx(seconds)
+    largest = len(seconds) - 1
+    assert cost.batch_sizes == [*range(1, largest + 1), 2 * largest]
+    assert cost.best_batch(max_batch) == best
+
+
 @pytest.mark.parametrize(("pace", "steps", "decodes"), [(1.0, 8, 3), (1000.0, 4, 2)])
 def test_a_slow_device_is_measured_once_after_it_was_warmed_up(
     runner: Timed, tiny_bundle: Path, pace: float, steps: int, decodes: int
