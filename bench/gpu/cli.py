@@ -18,7 +18,8 @@ from nuwaxl import __version__
 from nuwaxl.bench.gpu import report
 from nuwaxl.bench.gpu.gates import gates
 from nuwaxl.bench.gpu.piece import Piece
-from nuwaxl.cli import Parser, run
+from nuwaxl.cli import Parser, positive_int, run
+from nuwaxl.engine.request import DEFAULT_MAX_BATCH
 from nuwaxl.errors import InputError, NuwaxlError
 
 PROG = "python -m nuwaxl.bench.gpu"
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR", help="for such devices")
     parser.add_argument(
         "--compile-mode", default="max-autotune", metavar="MODE", help="of the opponent (default: max-autotune)"
+    )
+    parser.add_argument(
+        "--max-batch", type=positive_int, default=DEFAULT_MAX_BATCH, metavar="N", help="segments in a step of ours"
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: all of it, tiny, as a test")
     arguments = parser.parse_args(argv)
@@ -127,14 +131,14 @@ def _pieces(arguments: argparse.Namespace, sizes: Sequence[int], tiny: bool) -> 
     def piece(kind: str, **fields: Any) -> Piece:
         return Piece(kind, device, tiny, str(arguments.out), _MOST_S[kind], **fields)
 
-    bundles = tuple(str(path) for path in arguments.bundle)
+    ours_too = {"bundles": tuple(str(path) for path in arguments.bundle), "max_batch": arguments.max_batch}
     mode = "default" if tiny else arguments.compile_mode
     pieces = [piece(kind) for kind in ("tests", "kernels")]
-    pieces += [piece("ours", pixels=size, devices=ours[0], bundles=bundles) for size in sizes]
+    pieces += [piece("ours", pixels=size, devices=ours[0], **ours_too) for size in sizes]
     pieces += [piece("eager", pixels=size) for size in sizes]
     for size in sizes:
         pieces.append(piece("compile", pixels=size, mode=mode))
-        pieces += [piece("ours", pixels=size, devices=other, bundles=bundles) for other in ours[1:]]
+        pieces += [piece("ours", pixels=size, devices=other, **ours_too) for other in ours[1:]]
     return [each for each in pieces if each.kind in arguments.parts]
 
 

@@ -26,6 +26,7 @@ def measure(
     deadline: float,
     news: Callable[[dict[str, Any]], None],
     bundles: list[Path],
+    max_batch: int,
 ) -> None:
     """Render on `devices`, then the autoregressive baseline, in full where there is time for it until `deadline`.
 
@@ -34,7 +35,7 @@ def measure(
     began = monotonic()
     with open_engine(work, devices, folder / f"model-{work.pixels}", bundles) as engine:
         opened_s = monotonic() - began
-        costs = engine.costs()[0]
+        costs = engine.costs(max_batch)[0]
         figures: dict[str, Any] = {
             "devices": devices,
             "open_s": opened_s,
@@ -45,8 +46,8 @@ def measure(
         }
         news(figures)
         # One render before the clock: sizes of batches that the costs did not need are captured, buffers made.
-        _render(engine, work.frames // 16)
-        stats = _render(engine, work.frames)
+        _render(engine, work.frames // 16, max_batch)
+        stats = _render(engine, work.frames, max_batch)
         figures |= _render_figures(work, stats)
         news(figures)
         left_s = deadline - monotonic() - _SPARE_S
@@ -54,14 +55,14 @@ def measure(
         news(figures)
         if devices.startswith("torch:"):
             try:
-                figures["profile"] = _profile(engine, work, costs.batch_sizes[-1], folder, devices)
+                figures["profile"] = _profile(engine, work, max_batch, folder, devices)
             except RuntimeError as error:  # a machine may refuse its counters; the times stand
                 figures["profile"] = f"none: {error}"
             news(figures)
 
 
-def _render(engine: Engine, frames: int, method: Any = "tree") -> RenderStats:
-    return run(engine.render(story(), frames=frames, method=method), None, lambda clip: None)
+def _render(engine: Engine, frames: int, max_batch: int, method: Any = "tree") -> RenderStats:
+    return run(engine.render(story(), frames=frames, max_batch=max_batch, method=method), None, lambda clip: None)
 
 
 def _render_figures(work: Workload, stats: RenderStats) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _autoregressive(
     windows = len(Plan.autoregressive(work.frames, work.config.mtd.length, AUTOREGRESSIVE_OVERLAP))
     wall_s, how = windows * work.steps * alone_s + stats.phases_s["decode"], "extrapolated"
     if wall_s < left_s:
-        wall_s, how = _render(engine, work.frames, "autoregressive").wall_s, "measured"
+        wall_s, how = _render(engine, work.frames, 1, "autoregressive").wall_s, "measured"
     return {"ar_wall_s": wall_s, "ar_how": how, "ar_windows": windows, "ar_reduction": 1 - stats.wall_s / wall_s}
 
 

@@ -12,6 +12,7 @@ import torch
 
 from nuwaxl.bench.gpu import kernels, opponents, ours, tests
 from nuwaxl.bench.gpu.model import workload
+from nuwaxl.engine.request import DEFAULT_MAX_BATCH
 from nuwaxl.errors import NuwaxlError
 
 
@@ -23,6 +24,7 @@ class Piece:
         pixels: of the end-to-end pieces.
         devices: that the engine renders on, of ours.
         mode: of torch.compile.
+        max_batch: segments in a step of ours, at most.
         most_s: seconds after which it is stopped.
         going_on: whether there are rows already, of a process that lost the GPU.
     """
@@ -36,6 +38,7 @@ class Piece:
     devices: str = ""
     mode: str = ""
     bundles: tuple[str, ...] = ()
+    max_batch: int = DEFAULT_MAX_BATCH
     going_on: bool = False
 
     @property
@@ -83,7 +86,8 @@ def main(text: str) -> int:
             os.execv(sys.executable, replace(piece, going_on=True).command())
     elif piece.kind == "ours":
         bundles = [Path(bundle) for bundle in piece.bundles]
-        ours.measure(workload(piece.pixels, tiny=piece.tiny), piece.devices, folder, deadline, news, bundles)
+        work = workload(piece.pixels, tiny=piece.tiny)
+        ours.measure(work, piece.devices, folder, deadline, news, bundles, piece.max_batch)
     else:
         batches = [1, 2] if piece.tiny else ([1, 8, 16] if piece.kind == "eager" else [8])
         dtype = torch.bfloat16 if on_gpu else torch.float32

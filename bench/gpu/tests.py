@@ -1,5 +1,6 @@
 """The GPU tests of the repository, `pytest -m gpu`, with counts from pytest's own report."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,12 +10,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path.cwd()
 WHOLE = (0, 1)  # pytest's exit statuses after all tests have run
 LOST = "the GPU takes no more work of this process since"  # begins the reason of a skip by tests/conftest.py
 _SPARE_S = 30.0  # to end in, before whoever called is stopped
 
 Case = ElementTree.Element
+
+_WORKER_GIB = 12  # that a test takes of the GPU's memory, at most
+_WORKER_CORES = 2  # that it compiles on
+
+
+def workers() -> int:
+    """Processes that the tests are shared out to."""
+    cores = len(os.sched_getaffinity(0))
+    memory = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
+    return max(1, min(cores // _WORKER_CORES, int(min(memory / _WORKER_GIB, cores))))
 
 
 def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "tests") -> dict[str, Any]:
@@ -56,7 +69,7 @@ def _run(folder: Path, log: Path, deadline: float, chosen: list[str]) -> tuple[d
     command = [sys.executable, "-m", "pytest", "-q", f"--rootdir={ROOT}", "--continue-on-collection-errors", *chosen]
     command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]  # the family that says in which file a test is
     if find_spec("xdist") is not None:
-        command += ["-n", "4", "--dist", "loadfile"]
+        command += ["-n", str(workers()), "--dist", "worksteal"]
     left_s = deadline - time.monotonic()
     with log.open("a", encoding="utf-8") as out:
         child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)

@@ -157,12 +157,11 @@ class TorchRunner:
         guidance: Float32,
         noise: Float32 | None,
     ) -> None:
-        """Move a batch by one step, and wait for it."""
+        """Queue a step of a batch, when the one before is done: the engine times steps, and is not to run ahead."""
+        if self._stream is not None:
+            self._stream.synchronize()
         rows = (self._tensor(array) for array in (timestep.astype(np.float32), coefficients, guidance))
         slots.move(*rows, None if noise is None else self._tensor(noise))
-        if self._stream is not None:
-            # The engine times steps, and chooses batches by what it finds.
-            self._stream.synchronize()
 
     @_on_device
     def latents(self, slots: Slots, wanted: Sequence[int]) -> Float32:

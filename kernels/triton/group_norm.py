@@ -26,7 +26,7 @@ from nuwaxl.kernels.parts import part_of
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
 
 CHANNELS_A_PROGRAM = 128
-_BLOCK_P = 32
+_BLOCK_P, _WARPS = 32, 4
 _PARTS_AT_ONCE = 16
 _STATISTICS = frozenset({"statistics"})
 
@@ -231,7 +231,7 @@ def specialise(length: int, channels: int, groups: int, eps: float, *, silu: boo
         kernel=group_norm_silu,
         constants={**shares, "EPS": eps, "SILU": silu},
         grid=Grid(fixed=length * bundles(groups, shares)),
-        num_warps=4,
+        num_warps=_WARPS,
     )
 
 
@@ -262,8 +262,8 @@ def specialise_parts(
     grid = Grid(fixed=length * bundles(groups, shares), per_item=1, block=part)
     constants = {**shares, "EPS": eps, "SILU": silu, "PARTS_AT_ONCE": _PARTS_AT_ONCE}
     return (
-        Specialisation(part_statistics, shares, grid, num_warps=4, float32_arguments=_STATISTICS),
-        Specialisation(norm_of_parts, constants, grid, num_warps=4, float32_arguments=_STATISTICS),
+        Specialisation(part_statistics, shares, grid, num_warps=_WARPS, float32_arguments=_STATISTICS),
+        Specialisation(norm_of_parts, constants, grid, num_warps=_WARPS, float32_arguments=_STATISTICS),
     )
 
 

@@ -20,6 +20,8 @@ from nuwaxl.kernels import checks
 from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, launch, power_of_two
 
 LOG2_E = 1.4426950408889634
+# Of the forward at up to 16 frames, by head size: BLOCK_D, BLOCK_N and warps, as nuwaxl.kernels.tune found them.
+_TILES: dict[int, tuple[int, int, int]] = {}
 
 
 @triton.jit
@@ -161,9 +163,11 @@ def temporal_attention_backward(
 def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False) -> Specialisation:
     """The kernel for segments of `length` frames, at most 64, and `heads` heads of any size `head_dim`."""
     block_l = power_of_two(length, least=16)
-    # The wider of two blocks that pads no more: 40 -> 64, 80 -> 3 * 32, 128 -> 2 * 64, 160 -> 5 * 32.
+    # The wider of two blocks that pads no more: 40 -> 64, 128 -> 2 * 64, 96 -> 3 * 32.
     wide = block_l < 64 and -(-head_dim // 64) * 64 == -(-head_dim // 32) * 32
-    pairs = 4
+    block_d, pairs, warps = 64 if wide else 32, 4, 4
+    if block_l == 16 and not backward:
+        block_d, pairs, warps = _TILES.get(head_dim, (block_d, pairs, warps))
     constants: dict[str, int | float | bool] = {
         "LENGTH": length,
         "HEADS": heads,
@@ -171,8 +175,8 @@ def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False
         "SCALE_LOG2": head_dim**-0.5 * LOG2_E,
         "BLOCK_N": pairs,
         "BLOCK_L": block_l,
-        "BLOCK_D": 64 if wide else 32,
-        "TAIL": power_of_two(head_dim % (64 if wide else 32) or 16, least=16),
+        "BLOCK_D": block_d,
+        "TAIL": power_of_two(head_dim % block_d or 16, least=16),
         "UPCAST": INTERPRETED,
     }
     if backward:
@@ -181,7 +185,7 @@ def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False
         kernel=temporal_attention_backward if backward else temporal_attention_forward,
         constants=constants,
         grid=Grid(fixed=1, per_item=heads, block=pairs),
-        num_warps=pairs,  # the batch of a dot is shared out among the warps
+        num_warps=warps,  # the batch of a dot is shared out among them
     )
 
 

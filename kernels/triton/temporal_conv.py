@@ -20,6 +20,9 @@ from torch import Tensor
 from nuwaxl.kernels import checks
 from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, launch, power_of_two
 
+# In 16 bits, by channels: BLOCK_M, BLOCK_N, BLOCK_K, warps and stages, as nuwaxl.kernels.tune found them.
+_TILES: dict[int, tuple[int, int, int, int, int]] = {}
+
 
 @triton.jit
 def temporal_conv_injection(
@@ -93,6 +96,9 @@ def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, b
     block_n = min(power_of_two(channels, least=16), 128 if half and channels % 128 == 0 else 64)
     block_m = 128 if half else 64
     block_k = min(power_of_two(channels, least=16), 64 if half else 32)
+    warps, stages = 8 if block_n == 128 else 4, 3
+    if half:
+        block_m, block_n, block_k, warps, stages = _TILES.get(channels, (block_m, block_n, block_k, warps, stages))
     return Specialisation(
         kernel=temporal_conv_injection,
         constants={
@@ -106,8 +112,8 @@ def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, b
             "UPCAST": INTERPRETED,
         },
         grid=Grid(fixed=-(-channels // block_n), per_item=length, block=block_m),
-        num_warps=8 if block_n == 128 else 4,
-        num_stages=3,
+        num_warps=warps,
+        num_stages=stages,
     )
 
 

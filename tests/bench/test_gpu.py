@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
     work = workload(8, tiny=True)
-    ours.measure(work, "torch:cpu", tmp_path, time.monotonic() + 1000, lambda f: found.append(dict(f)), [])
+    ours.measure(work, "torch:cpu", tmp_path, time.monotonic() + 1000, lambda f: found.append(dict(f)), [], 16)
     first, last = found[0], found[-1]
     assert "wall_s" not in first  # what is known is told before the render
     assert (last["frames"], last["segments"], last["steps"]) == (20, 11, 3)  # 1 + 3 + 7 of L = 4
@@ -42,7 +42,7 @@ def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> Non
 
 def test_without_time_the_baseline_is_added_up(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
-    ours.measure(workload(8, tiny=True), "torch:cpu", tmp_path, time.monotonic(), found.append, [])
+    ours.measure(workload(8, tiny=True), "torch:cpu", tmp_path, time.monotonic(), found.append, [], 16)
     last = found[-1]
     assert last["ar_how"] == "extrapolated"
     steps_s = last["ar_windows"] * last["steps"] * last["step_ms"][0] / 1e3
