@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nuwaxl.errors import InputError, NuwaxlError
@@ -42,10 +43,9 @@ def kernel_requests(sources: Iterable[GraphSource]) -> set[Request]:
     """What the operators `nuwaxl::*` in the graphs need, seen by running each once on shapes alone."""
     asked: set[Request] = set()
     for source in sources:
-        with torch.no_grad():
-            inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(0)).inputs
-            with _Recorder(asked):
-                source.module(*inputs.values())
+        inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(0)).inputs
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as shapes, _Recorder(asked):
+            source.module(*(shapes.from_tensor(tensor) for tensor in inputs.values()))
     return asked
 
 

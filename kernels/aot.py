@@ -152,18 +152,18 @@ def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out:
     return path
 
 
-def _specialise(request: Request) -> Any:
+def _specialise(request: Request, architecture: int) -> Any:
     """The same specialisation that the launchers use when they compile on the spot."""
     from nuwaxl.kernels.triton import group_norm, sampler, temporal_attention, temporal_conv
 
     head_dim = request.channels // request.heads
     if request.kernel.startswith("temporal_attention"):
         backward = request.kernel.endswith("backward")
-        return temporal_attention.specialise(request.length, request.heads, head_dim, backward=backward)
+        return temporal_attention.specialise(request.length, request.heads, head_dim, request.dtype, backward=backward)
     if request.kernel.startswith("temporal_conv"):
         branches = request.branches if request.kernel.endswith("injection") else 0
         return temporal_conv.specialise(
-            request.length, request.channels, request.taps, request.dtype, branches=branches
+            request.length, request.channels, request.taps, request.dtype, branches=branches, sm=architecture
         )
     if request.part:
         of_parts, norm = group_norm.specialise_parts(
@@ -182,7 +182,7 @@ def _compile(request: Request, architecture: int, folder: Path) -> dict[str, Any
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    specialisation = _specialise(request)
+    specialisation = _specialise(request, architecture)
     names = specialisation.kernel.arg_names
     signature = {}
     for name in names:

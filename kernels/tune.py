@@ -26,7 +26,7 @@ from torch import Tensor
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.kernels import bench
 from nuwaxl.kernels.triton import group_norm, temporal_attention, temporal_conv
-from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch
+from nuwaxl.kernels.triton.launch import Grid, Specialisation, architecture, launch, power_of_two
 
 _VALUES = (16, 128)  # of a tile that a thread may hold: fewer leave it idle, more do not fit its registers
 _SHARED_BYTES = 200_000  # a block, from Hopper on; a GPU that has less refuses, and the row says so
@@ -38,20 +38,22 @@ KERNELS = ("attention", "conv", "norm")
 Variants = Iterator[Specialisation]
 
 
-def attention_variants(length: int, heads: int, head_dim: int) -> Variants:
-    """The default, then other numbers of (pixel, head) pairs a program and of warps that share them."""
-    default = temporal_attention.specialise(length, heads, head_dim)
+def attention_variants(length: int, heads: int, head_dim: int, dtype: torch.dtype) -> Variants:
+    """The default, then other blocks of channels, (pixel, head) pairs a program, and warps that share these."""
+    default = temporal_attention.specialise(length, heads, head_dim, dtype)
     yield default
-    for pairs, warps in product((1, 2, 4, 8, 16), (1, 2, 4, 8)):
-        if warps <= pairs <= 4 * warps:
-            constants = {**default.constants, "BLOCK_N": pairs}
+    widest = power_of_two(head_dim, least=32)
+    for width, pairs, warps in product((32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 4, 8)):
+        if width <= widest and warps <= pairs <= 2 * warps:
+            tail = power_of_two(head_dim % width or 16, least=16)
+            constants = {**default.constants, "BLOCK_N": pairs, "BLOCK_D": width, "TAIL": tail}
             grid = Grid(fixed=1, per_item=heads, block=pairs)
             yield replace(default, constants=constants, grid=grid, num_warps=warps)
 
 
-def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, branches: int) -> Variants:
+def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, branches: int, sm: int) -> Variants:
     """The default, then other tiles of the matrix product, warps, and numbers of blocks that are loaded ahead."""
-    default = temporal_conv.specialise(length, channels, bench.TAPS, dtype, branches=branches)
+    default = temporal_conv.specialise(length, channels, bench.TAPS, dtype, branches=branches, sm=sm)
     yield default
     least_n = int(default.constants["BLOCK_N"])
     for m, n, k, warps, stages in product((64, 128, 256), (64, 128, 256), (32, 64, 128), (4, 8), (3, 4)):
@@ -93,12 +95,13 @@ def problems(
 
     def attention() -> Problem:
         out = frames()
-        return attention_variants(length, heads, channels // heads), (frames(3), pixels, out), out
+        return attention_variants(length, heads, channels // heads, dtype), (frames(3), pixels, out), out
 
     def convolution() -> Problem:
         out, weight = frames(), random(bench.TAPS, channels, channels) / channels
         arguments = (frames(), weight, random(channels), frames(), frames(), pixels, out)
-        return convolution_variants(length, channels, dtype, branches=1), arguments, out
+        variants = convolution_variants(length, channels, dtype, branches=1, sm=architecture(out.device))
+        return variants, arguments, out
 
     def norm() -> Problem:
         out = frames()

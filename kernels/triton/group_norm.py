@@ -23,10 +23,12 @@ from torch import Tensor
 
 from nuwaxl.kernels import checks
 from nuwaxl.kernels.parts import part_of
-from nuwaxl.kernels.triton.launch import Grid, Specialisation, launch, power_of_two
+from nuwaxl.kernels.triton.launch import Grid, Specialisation, kernel, launch, power_of_two
 
 CHANNELS_A_PROGRAM = 128
-_BLOCK_P, _WARPS = 32, 4
+# Pixels a block, and warps: many small programs, since each waits for its loads in turn (nuwaxl.kernels.tune).
+_BLOCK_P, _WARPS = 16, 2
+_BLOCK_P_OF_PARTS, _WARPS_OF_PARTS = 32, 4
 _PARTS_AT_ONCE = 16
 _STATISTICS = frozenset({"statistics"})
 
@@ -126,7 +128,7 @@ def write_normed(
         tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel
 def group_norm_silu(
     x,
     weight,
@@ -151,7 +153,7 @@ def group_norm_silu(
     write_normed(x, weight, bias, out, channel, used, mean, variance, 0, pixels, CHANNELS, EPS, SILU, BLOCK_P)
 
 
-@triton.jit
+@kernel
 def part_statistics(
     x,
     pixels,
@@ -176,7 +178,7 @@ def part_statistics(
     tl.store(statistics + CHANNELS + channel, deviations, mask=used)
 
 
-@triton.jit
+@kernel
 def norm_of_parts(
     x,
     weight,
@@ -260,10 +262,10 @@ def specialise_parts(
     """The two kernels for frames cut into parts of `part` pixels: statistics of the parts, and the norm."""
     shares = {**share(channels, groups), "PART": part}
     grid = Grid(fixed=length * bundles(groups, shares), per_item=1, block=part)
-    constants = {**shares, "EPS": eps, "SILU": silu, "PARTS_AT_ONCE": _PARTS_AT_ONCE}
+    constants = {**shares, "BLOCK_P": _BLOCK_P_OF_PARTS, "EPS": eps, "SILU": silu, "PARTS_AT_ONCE": _PARTS_AT_ONCE}
     return (
         Specialisation(part_statistics, shares, grid, num_warps=_WARPS, float32_arguments=_STATISTICS),
-        Specialisation(norm_of_parts, constants, grid, num_warps=_WARPS, float32_arguments=_STATISTICS),
+        Specialisation(norm_of_parts, constants, grid, num_warps=_WARPS_OF_PARTS, float32_arguments=_STATISTICS),
     )
 
 

@@ -23,6 +23,12 @@ from nuwaxl.kernels.checks import INT32_MAX
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def kernel(function: Any) -> Any:
+    """A function as a Triton kernel, compiled once for any number of `pixels`, as it is ahead of time: of one pixel
+    Triton would make a constant, which has no methods of a tensor."""
+    return triton.jit(function, do_not_specialize=["pixels"])
+
+
 @dataclass(frozen=True)
 class Grid:
     """Programs on axis 0: batch * fixed, times ceil(items * per_item / block) unless block is 0."""
@@ -67,6 +73,14 @@ def launch(specialisation: Specialisation, batch: int, items: int, arguments: tu
         )
     with torch.cuda.device_of(tensors[0]):
         specialisation.kernel[(programs,)](*arguments, **specialisation.constants, **specialisation.options)
+
+
+def architecture(device: torch.device) -> int:
+    """Of a GPU, 90 for 9.0; 0 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def power_of_two(n: int, least: int = 1) -> int:

@@ -12,16 +12,15 @@ Memory bound: the forward moves 4 * b*L*p*c values (3 in, 1 out). At c = 320, 32
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, launch, power_of_two
+from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, kernel, launch, power_of_two
 
 LOG2_E = 1.4426950408889634
-# Of the forward at up to 16 frames, by head size: BLOCK_D, BLOCK_N and warps, as nuwaxl.kernels.tune found them.
-_TILES: dict[int, tuple[int, int, int]] = {}
 
 
 @triton.jit
@@ -53,7 +52,7 @@ def _store(
     tl.store(rows + d, values, mask=mask)
 
 
-@triton.jit
+@kernel
 def temporal_attention_forward(
     qkv,
     pixels,
@@ -98,7 +97,7 @@ def temporal_attention_forward(
         _store(target, mixed.to(out.dtype.element_ty), inside, start, HEAD_DIM, BLOCK_D, TAIL)
 
 
-@triton.jit
+@kernel
 def temporal_attention_backward(
     gradient,
     qkv,
@@ -160,14 +159,20 @@ def temporal_attention_backward(
         _store(target + 2 * CHANNELS, d_value, inside, start, HEAD_DIM, BLOCK_D, TAIL)
 
 
-def specialise(length: int, heads: int, head_dim: int, *, backward: bool = False) -> Specialisation:
+def specialise(length: int, heads: int, head_dim: int, dtype: torch.dtype, *, backward: bool = False) -> Specialisation:
     """The kernel for segments of `length` frames, at most 64, and `heads` heads of any size `head_dim`."""
     block_l = power_of_two(length, least=16)
-    # The wider of two blocks that pads no more: 40 -> 64, 128 -> 2 * 64, 96 -> 3 * 32.
-    wide = block_l < 64 and -(-head_dim // 64) * 64 == -(-head_dim // 32) * 32
-    block_d, pairs, warps = 64 if wide else 32, 4, 4
-    if block_l == 16 and not backward:
-        block_d, pairs, warps = _TILES.get(head_dim, (block_d, pairs, warps))
+    if block_l == 16 and dtype.itemsize == 2 and not backward:
+        # As nuwaxl.kernels.tune found them for head sizes 40, 80 and 160 on an H200.
+        block_d = 64 if 64 < head_dim <= 128 else power_of_two(head_dim, least=16)
+        pairs = warps = 4 if head_dim <= 64 else 2
+    else:
+        # The wider of two blocks that pads no more: 40 -> 64, 80 -> 3 * 32, 128 -> 2 * 64, 160 -> 5 * 32.
+        wide = block_l < 64 and -(-head_dim // 64) * 64 == -(-head_dim // 32) * 32
+        block_d = 64 if wide else 32
+        # More pairs of longer segments have no room in a block's memory, which is 99 KiB on some GPUs.
+        pairs = min(4, 256 // (block_l * dtype.itemsize)) if backward else 4
+        warps = 4
     constants: dict[str, int | float | bool] = {
         "LENGTH": length,
         "HEADS": heads,
@@ -193,12 +198,12 @@ def forward(qkv: Tensor, heads: int, out: Tensor) -> None:
     """qkv (b, L, p, 3c) -> out (b, L, p, c), both contiguous; see `reference.temporal_attention`."""
     checks.attention(qkv, heads)
     batch, length, pixels, channels = out.shape
-    launch(specialise(length, heads, channels // heads), batch, pixels, (qkv, pixels, out))
+    launch(specialise(length, heads, channels // heads, qkv.dtype), batch, pixels, (qkv, pixels, out))
 
 
 def backward(gradient: Tensor, qkv: Tensor, heads: int, d_qkv: Tensor) -> None:
     """gradient (b, L, p, c), qkv (b, L, p, 3c) -> d_qkv, contiguous; see `reference.temporal_attention_backward`."""
     checks.attention(qkv, heads)
     batch, length, pixels, channels = gradient.shape
-    specialisation = specialise(length, heads, channels // heads, backward=True)
+    specialisation = specialise(length, heads, channels // heads, qkv.dtype, backward=True)
     launch(specialisation, batch, pixels, (gradient, qkv, pixels, d_qkv))

@@ -13,18 +13,23 @@ and the 80.5 GFLOP 81 us at its peak of 989 TFLOP/s. Fusion saves the 2 * b*L*p*
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, launch, power_of_two
+from nuwaxl.kernels.triton.launch import (
+    INTERPRETED,
+    Grid,
+    Specialisation,
+    architecture,
+    dot,
+    kernel,
+    launch,
+    power_of_two,
+)
 
-# In 16 bits, by channels: BLOCK_M, BLOCK_N, BLOCK_K, warps and stages, as nuwaxl.kernels.tune found them.
-_TILES: dict[int, tuple[int, int, int, int, int]] = {}
 
-
-@triton.jit
+@kernel
 def temporal_conv_injection(
     x,
     weight,
@@ -89,22 +94,19 @@ def temporal_conv_injection(
     tl.store(out + offset, h.to(out.dtype.element_ty), mask=mask)
 
 
-def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, branches: int) -> Specialisation:
+def specialise(length: int, channels: int, taps: int, dtype: torch.dtype, *, branches: int, sm: int) -> Specialisation:
     """The kernel for one width, with the injection into so many branches, 0 for none; float32 runs on the CUDA cores
-    (no TF32) and takes smaller tiles."""
+    (no TF32) and takes smaller tiles. `sm` is the GPU's architecture, 90 for 9.0."""
     half = dtype.itemsize == 2
     block_n = min(power_of_two(channels, least=16), 128 if half and channels % 128 == 0 else 64)
     block_m = 128 if half else 64
     block_k = min(power_of_two(channels, least=16), 64 if half else 32)
-    warps, stages = 8 if block_n == 128 else 4, 3
-    if half:
-        block_m, block_n, block_k, warps, stages = _TILES.get(channels, (block_m, block_n, block_k, warps, stages))
     return Specialisation(
         kernel=temporal_conv_injection,
         constants={
             "LENGTH": length,
             "CHANNELS": channels,
-            "KERNEL": kernel,
+            "KERNEL": taps,
             "BRANCHES": branches,
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
@@ -112,8 +114,9 @@ def specialise(length: int, channels: int, kernel: int, dtype: torch.dtype, *, b
             "UPCAST": INTERPRETED,
         },
         grid=Grid(fixed=-(-channels // block_n), per_item=length, block=block_m),
-        num_warps=warps,
-        num_stages=stages,
+        # Four warps are a warpgroup, which multiplies at once on Hopper; elsewhere the sums would spill.
+        num_warps=4 if block_n < 128 or sm == 90 else 8,
+        num_stages=3,
     )
 
 
@@ -122,7 +125,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift
     checks.convolution(x, weight, bias, scale, shift)
     batch, length, pixels, channels = x.shape
     branches = 0 if scale is None else batch // scale.shape[0]
-    specialisation = specialise(length, channels, weight.shape[0], x.dtype, branches=branches)
+    specialisation = specialise(
+        length, channels, weight.shape[0], x.dtype, branches=branches, sm=architecture(x.device)
+    )
     unread = x
     arguments = (x, weight, bias, unread if scale is None else scale, unread if shift is None else shift, pixels, out)
     launch(specialisation, batch, pixels, arguments)

@@ -13,14 +13,23 @@ import torch
 pytest.importorskip("triton")
 
 from nuwaxl.errors import InputError
-from nuwaxl.kernels.aot import Request, compile_kernels, requests
+from nuwaxl.kernels.aot import Request, compile_kernels, requests, requests_to_json
 from nuwaxl.kernels.parts import part_of
 
 
 def build(out: Path, cache: Path, *, sm: str) -> dict:
     """Every kernel at one small width."""
+    return run_aot(out, cache, "--sm", sm, "--dtypes", "float16", "--widths", "64", "--heads", "2")
+
+
+def write_requests(folder: Path, asked: list[Request]) -> str:
+    file = folder / "requests.json"
+    file.write_text(json.dumps(requests_to_json(asked)))
+    return str(file)
+
+
+def run_aot(out: Path, cache: Path, *options: str) -> dict:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
-    options = ["--sm", sm, "--dtypes", "float16", "--widths", "64", "--heads", "2"]
     result = subprocess.run(
         [sys.executable, "-m", "nuwaxl.kernels.aot", str(out), *options],
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
@@ -92,6 +101,31 @@ def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Pa
     assert len(files) == 16
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_longest_segments_fit_a_small_gpus_memory(dtype: torch.dtype, tmp_path: Path) -> None:
+    asked = [
+        Request(kernel, dtype, length=64, channels=width, heads=1)
+        for kernel in ("temporal_attention", "temporal_attention_backward")
+        for width in (32, 40)
+    ]
+    manifest = run_aot(
+        tmp_path / "out", tmp_path / "cache", "--requests", write_requests(tmp_path, asked), "--sm", "86"
+    )
+    assert len(manifest["kernels"]) == len(asked)
+    # What a block may have on sm_86, sm_89 and sm_120.
+    assert all(0 < entry["shared_bytes"] <= 99 * 1024 for entry in manifest["kernels"])
+
+
+def test_a_convolutions_sums_are_a_warpgroups_on_hopper_alone(tmp_path: Path) -> None:
+    asked = [Request("temporal_conv_injection", torch.bfloat16, channels=128)]
+    manifest = run_aot(
+        tmp_path / "out", tmp_path / "cache", "--requests", write_requests(tmp_path, asked), "--sm", "80,90"
+    )
+    assert {entry["sm"]: entry["num_warps"] for entry in manifest["kernels"]} == {80: 8, 90: 4}
+    ptx = {entry["sm"]: (tmp_path / "out" / entry["files"]["ptx"]["file"]).read_text() for entry in manifest["kernels"]}
+    assert "wgmma.mma_async" in ptx[90]
 
 
 def test_the_grid_covers_every_item_once() -> None:

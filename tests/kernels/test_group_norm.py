@@ -75,6 +75,15 @@ def test_a_mean_far_from_zero_costs_no_precision(entry: Entry, pixels: int) -> N
 
 
 @every_entry
+@pytest.mark.parametrize("pixels", [45, 1100])
+@pytest.mark.parametrize("place", [0, 44])
+def test_a_pixel_far_from_the_others_costs_no_precision(entry: Entry, pixels: int, place: int) -> None:
+    x, weight, bias = inputs(entry, (1, 2, pixels, 40, 4))
+    x[:, :, place] = 1000.0  # among those whose mean the sums start from, or not
+    assert_close(entry, forward(entry, [x, weight, bias], 4), exact(x, weight, bias, 4))
+
+
+@every_entry
 @pytest.mark.parametrize("pixels", [20, 1100])
 def test_values_at_the_end_of_half_precision_are_normed(entry: Entry, pixels: int) -> None:
     given = inputs(entry, (1, 1, pixels, 16, 2), scale=9000.0)
