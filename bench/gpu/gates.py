@@ -10,11 +10,18 @@ from nuwaxl.bench.gpu.report import Gate, How
 
 WALL_S = {128: 26.0, 256: 51.0}
 FASTER, MFU, ROOF = 1.3, 0.4, 0.8
+# Two ways of rounding to bfloat16 differ from float32 by about as much.
+PARITY = 1.25
 
 
 def gates(pieces: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]) -> list[Gate]:
     """All of them, in the order of the table."""
-    return [*_tests(pieces), *_kernels(pieces), *(gate for size in sizes for gate in _end_to_end(pieces, size))]
+    return [
+        *_tests(pieces),
+        *_kernels(pieces),
+        *_parity(pieces),
+        *(gate for size in sizes for gate in _end_to_end(pieces, size)),
+    ]
 
 
 def _tests(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
@@ -49,6 +56,20 @@ def _kernels(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
         else:
             found.append(Gate(f"{where}: times SDPA", row["times_faster"], faster, "x", at_most=False))
     return found or [Gate("kernels", None, 0.8, "", at_most=False)]
+
+
+def _parity(pieces: Mapping[str, Mapping[str, Any]]) -> list[Gate]:
+    """Our answers in bfloat16 against float32, by those of the plain network in bfloat16."""
+    figures = pieces.get("parity", {}).get("figures", {})
+    found = []
+    for what, name in (("step", "step_error"), ("frames", "frames_error")):
+        plain, ours = figures.get(f"plain_{name}"), figures.get(name)
+        note = f"{ours:.3g}, plain {plain:.3g}" if plain else ""
+        share = ours / plain if plain else None
+        found.append(
+            Gate(f"parity, {what}: error over the plain network's", share, PARITY, "", at_most=True, note=note)
+        )
+    return found
 
 
 def _end_to_end(pieces: Mapping[str, Mapping[str, Any]], size: int) -> list[Gate]:

@@ -46,28 +46,28 @@ def measure(
     torch.backends.cudnn.benchmark = True
     figures: dict[str, Any] = {"mode": mode, "batch_sizes": [], "step_ms": []}
     decode: Any = tklvae.decode
-    step: Any = _step
+    timed: Any = step
     if mode != "eager":
-        step, decode = (torch.compile(call, mode=mode, fullgraph=True, dynamic=False) for call in (step, decode))
-    with torch.no_grad(), _without_operators():
+        timed, decode = (torch.compile(call, mode=mode, fullgraph=True, dynamic=False) for call in (timed, decode))
+    with torch.no_grad(), without_operators():
         with _NoOperators():  # type: ignore[no-untyped-call]
-            _step(mtd, *_inputs(work, mtd, 1, device, dtype))
-            tklvae.decode(torch.randn(1, *_latent(work), device=device, dtype=dtype))
+            step(mtd, *_inputs(work, mtd, 1, device, dtype))
+            tklvae.decode(torch.randn(1, *latent_shape(work), device=device, dtype=dtype))
         for batch in batches:
             inputs = _inputs(work, mtd, batch, device, dtype)
-            seconds, first_s = _seconds(partial(step, mtd, *inputs), device)
+            seconds, first_s = _seconds(partial(timed, mtd, *inputs), device)
             figures["batch_sizes"].append(batch)
             figures["step_ms"].append(1e3 * seconds)
             figures[f"first_call_of_{batch}_s"] = first_s
             del inputs
             news(figures | _total(work, figures))
-        latents = torch.randn(1, *_latent(work), device=device, dtype=dtype)
+        latents = torch.randn(1, *latent_shape(work), device=device, dtype=dtype)
         seconds, first_s = _seconds(lambda: decode(latents), device)
         figures |= {"decode_ms": 1e3 * seconds, "first_decode_s": first_s}
         news(figures | _total(work, figures))
 
 
-def _without_operators() -> Any:
+def without_operators() -> Any:
     """Keep the networks from the operators, which they call by themselves on a GPU."""
     return patch.object(ops, "on_triton", lambda *_: False)
 
@@ -81,7 +81,7 @@ class _NoOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _step(
+def step(
     mtd: MTD, x: Tensor, history: Tensor, timestep: Tensor, coefficients: Tensor, guidance: Tensor, prepared: Prepared
 ) -> tuple[Tensor, Tensor]:
     """A guided step of x (b, L, c, h, w), float32; `prepared` is for the batch of both prompts, 2b."""
@@ -92,7 +92,7 @@ def _step(
 
 def _inputs(work: Workload, mtd: MTD, batch: int, device: torch.device, dtype: torch.dtype) -> list[Any]:
     c = work.config.mtd
-    x = torch.randn(batch, *_latent(work), device=device)
+    x = torch.randn(batch, *latent_shape(work), device=device)
     prompt = torch.randn(2 * batch, c.length, c.prompt_tokens, c.prompt_dim, device=device, dtype=dtype)
     condition = torch.cat([x, x]).to(dtype)
     prepared = mtd.prepare(prompt, condition, torch.ones_like(condition[:, :, :1]))
@@ -105,7 +105,7 @@ def _inputs(work: Workload, mtd: MTD, batch: int, device: torch.device, dtype: t
     return [x, x.clone(), 900 * rows, torch.rand(batch, 6, device=device), rows, Prepared(last, prepared.keys_values)]
 
 
-def _latent(work: Workload) -> tuple[int, int, int, int]:
+def latent_shape(work: Workload) -> tuple[int, int, int, int]:
     c = work.config.mtd
     return c.length, c.latent_channels, c.latent_height, c.latent_width
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nuwaxl.bench.gpu import kernels, opponents, ours, tests
+from nuwaxl.bench.gpu import kernels, opponents, ours, parity, tests
 from nuwaxl.bench.gpu.model import workload
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH
 from nuwaxl.errors import NuwaxlError
@@ -18,7 +18,7 @@ from nuwaxl.errors import NuwaxlError
 
 @dataclass(frozen=True)
 class Piece:
-    """What to measure: `kind` is tests, kernels, ours, eager or compile.
+    """What to measure: `kind` is tests, kernels, parity, ours, eager or compile.
 
     Attributes:
         pixels: of the end-to-end pieces.
@@ -44,7 +44,7 @@ class Piece:
     @property
     def name(self) -> str:
         """Of its entry in the document."""
-        if self.kind in ("tests", "kernels"):
+        if self.kind in ("tests", "kernels", "parity"):
             return self.kind
         options = self.devices.replace("torch:", "").replace(":", "").replace("/", "-") or self.mode
         return "-".join(filter(None, (self.kind, options, str(self.pixels))))
@@ -84,6 +84,8 @@ def main(text: str) -> int:
         )
         if found["figures"]["lost"]:  # what becomes of this process finds a GPU that works, and fewer kernels to try
             os.execv(sys.executable, replace(piece, going_on=True).command())
+    elif piece.kind == "parity":
+        news(parity.measure(workload(piece.pixels, tiny=piece.tiny), piece.device))
     elif piece.kind == "ours":
         bundles = [Path(bundle) for bundle in piece.bundles]
         work = workload(piece.pixels, tiny=piece.tiny)

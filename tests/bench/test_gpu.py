@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, piece, report, tests  # noqa: E402
+from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, parity, piece, report, tests  # noqa: E402
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
 from nuwaxl.bench.gpu.model import workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
@@ -38,6 +38,19 @@ def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> Non
     assert last["tflop_s"] == pytest.approx(expected)
     profile = (tmp_path / last["profile"]).read_text()
     assert "nuwaxl::temporal_attention" in profile
+
+
+def test_our_answers_are_as_near_to_float32_as_the_plain_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workload(8, tiny=True)
+    found = parity.measure(work, "cpu")
+    assert 1e-4 < found["step_error"] < 1.25 * found["plain_step_error"]
+    assert 0 < found["frames_error"] < 1.25 * found["plain_frames_error"]
+    assert [gate.passed for gate in gates({"parity": {"figures": found}}, []) if "parity" in gate.name] == [True, True]
+
+    # A step that leaves out a term of the update is seen.
+    update = ops.guided_update
+    monkeypatch.setattr(ops, "guided_update", lambda x, history, *rest: update(0 * x, history, *rest))
+    assert parity.measure(work, "cpu")["step_error"] > 0.1
 
 
 def test_without_time_the_baseline_is_added_up(tmp_path: Path) -> None:
@@ -337,7 +350,7 @@ def test_all_of_it_runs_on_the_cpu_at_a_tiny_size(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     document = json.loads((tmp_path / report.JSON_FILE).read_text())
     assert {name: piece["state"] for name, piece in document["pieces"].items()} == dict.fromkeys(
-        ["tests", "kernels", "ours-cpu-8", "eager-8", "compile-default-8"], "done"
+        ["tests", "kernels", "parity", "ours-cpu-8", "compile-default-8", "eager-8"], "done"
     )
     assert document["pieces"]["tests"]["figures"]["failed"] == 0
 
