@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def workers() -> int:
     """Processes that the tests are shared out to."""
     cores = len(os.sched_getaffinity(0))
     memory = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
-    return max(1, min(cores // _WORKER_CORES, int(min(memory / _WORKER_GIB, cores))))
+    return max(2, min(cores // _WORKER_CORES, int(min(memory / _WORKER_GIB, cores))))
 
 
 def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "tests") -> dict[str, Any]:
@@ -58,7 +59,7 @@ def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "
             "exit_status": status or int(bool(failed)),
             "log": log.name,
         },
-        "rows": [{"failed": _node(case)} for case in failed],
+        "rows": [{"failed": node} for node in sorted(map(_node, failed))],
     }
 
 
@@ -77,9 +78,13 @@ def _run(folder: Path, log: Path, deadline: float, chosen: list[str]) -> tuple[d
             status = child.wait(timeout=max(left_s - _SPARE_S, left_s / 2))
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGINT)  # it writes its report
-            status = child.wait(timeout=_SPARE_S)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_SPARE_S)
         finally:
             child.kill()
+            status = child.wait()
+    if not report.exists():  # it did not come to that
+        return {}, status
     # One that was interrupted has no name there.
     cases = [case for case in ElementTree.parse(report).iter("testcase") if case.get("name")]
     return {_node(case): case for case in cases}, status

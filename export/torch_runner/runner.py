@@ -143,10 +143,10 @@ class TorchRunner:
 
     @_on_device
     def take(self, slots: Slots, segments: Segments) -> None:
-        """Prepare segments and add them to a batch."""
-        inputs = (segments.prompt, segments.negative, segments.condition, segments.mask)
-        state = self._prepare(*(self._tensor(array) for array in inputs))
-        slots.add(self._tensor(segments.x), state)
+        """Prepare segments and add them to a batch, one by one: cuDNN tries out its convolutions for every new size."""
+        arrays = (segments.x, segments.prompt, segments.negative, segments.condition, segments.mask)
+        for x, *inputs in zip(*(self._tensor(array).split(1) for array in arrays), strict=True):
+            slots.add(x, self._prepare(*inputs))
 
     @_on_device
     def step(
