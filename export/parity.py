@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from nuwaxl.engine.bundle_schema import Network, PrecisionName
-from nuwaxl.engine.runners.onnxruntime import load_onnxruntime
+from nuwaxl.engine.runners.onnxruntime import load_onnxruntime, session_options
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.export.emulation import emulated
 from nuwaxl.export.samples import GraphSource
@@ -102,7 +102,7 @@ def check_parity(
 def open_session(path: Path, precision: PrecisionName) -> Any:
     """An ONNX Runtime session on the CPU of a graph in any precision; bfloat16 comes and goes there as float32."""
     runtime = load_onnxruntime()
-    options = runtime.SessionOptions()
+    options = session_options(runtime)
     # The arena's pieces fit no other shape: without it a decoding takes half of the memory (docs/models.md).
     options.enable_cpu_mem_arena = False
     graph: str | bytes = str(path)

@@ -16,7 +16,7 @@ from nuwaxl.engine.runners.bound import BoundRunner
 from nuwaxl.engine.runners.custom_ops import KernelLibrary
 from nuwaxl.engine.runners.device.base import Stream
 from nuwaxl.engine.runners.device.cuda import CudaDevice
-from nuwaxl.engine.runners.onnxruntime import load_onnxruntime
+from nuwaxl.engine.runners.onnxruntime import load_onnxruntime, session_options
 from nuwaxl.errors import InputError, RenderError
 
 PROVIDER = "CUDAExecutionProvider"
@@ -162,7 +162,7 @@ def check_provider(runtime: Any) -> None:
 
 
 def _session(runtime: Any, bundle: Bundle, graph: str, library: KernelLibrary, provider: dict[str, str]) -> Any:
-    options = runtime.SessionOptions()
+    options = session_options(runtime)
     options.intra_op_num_threads = 1  # for the shapes' arithmetic, which stays on the CPU
     options.inter_op_num_threads = 1
     library.register(options, graph)

@@ -121,7 +121,7 @@ class OnnxRuntimeRunner:
                 )
 
     def _session_options(self, graph: str) -> Any:
-        options = self._runtime.SessionOptions()
+        options = session_options(self._runtime)
         options.intra_op_num_threads = self._worker.threads
         options.inter_op_num_threads = 1
         # Plans of the memory of one batch size do not fit the next: without them the peak was a fifth lower.
@@ -180,6 +180,13 @@ def forbid_telemetry() -> None:
     """Keep ONNX Runtime from reporting machine and models to its makers, as its builds from 1.29 on do unless this is
     set before the import. Whoever has set it already has decided for themselves."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def session_options(runtime: Any) -> Any:
+    """Options of a session that logs errors alone: its warnings are of what it does not make faster."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    return options
 
 
 def load_onnxruntime() -> ModuleType:
