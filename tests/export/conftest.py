@@ -60,9 +60,15 @@ def write_checkpoint(folder: Path) -> None:
     """Write the tiny checkpoint, in float16 but for the text encoder."""
     folder.mkdir()
     CONFIG.save(folder / "config.json")
-    networks = {"text": CLIPText(CONFIG.text), "mtd": MTD(CONFIG.mtd), "tklvae": TKLVAE(CONFIG.tklvae)}
-    for seed, (name, network) in enumerate(networks.items()):
+    networks = {
+        "text": lambda: CLIPText(CONFIG.text),
+        "mtd": lambda: MTD(CONFIG.mtd),
+        "tklvae": lambda: TKLVAE(CONFIG.tklvae),
+    }
+    for seed, (name, make) in enumerate(networks.items()):
+        # Before they are made: of so few pixels, one that another model's rounding turns is more than the gate allows.
         torch.manual_seed(seed)
+        network = make()
         randomise(network, seed)
         if isinstance(network, TKLVAE):
             network.latent_shift.copy_(torch.tensor([0.3, -0.2]))
