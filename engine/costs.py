@@ -21,6 +21,7 @@ from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
 # A larger batch is measured only while the last one made a segment cheaper by so much.
 _GAIN = 0.02
 _REPEATS = 3
+_TABLE = 2  # how costs are measured: those that another release kept are measured again
 _LONG_S = 10.0  # what takes longer is timed once after it was warmed up
 
 
@@ -79,7 +80,8 @@ def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[]
 
     A batch and the next larger one are timed in turn: what else the machine does meanwhile slows both, so that neither
     looks cheaper than it is beside the other. Of a runner that fills batches up (see Padded) every size up to the
-    largest is known then, by the time of what it is filled up to. `check` is called before each step and decode.
+    largest is known then, by the time of what it is filled up to, which is timed alone where it is none of these.
+    `check` is called before each step and decode.
     """
     step_s: dict[int, float] = {}
     smaller, larger = 1, min(2, max_batch)
@@ -171,7 +173,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _cache_file(bundle: Bundle, description: str, max_batch: int) -> Path:
-    key = hashlib.sha256(f"{bundle.sha256} {description} {max_batch}".encode()).hexdigest()
+    key = hashlib.sha256(f"{_TABLE} {bundle.sha256} {description} {max_batch}".encode()).hexdigest()
     return cache_folder() / f"costs-{key[:24]}.json"
 
 

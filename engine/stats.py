@@ -59,7 +59,11 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One call of the step graph: how many segments it moved by one step, and how long it took."""
+    """One call of the step graph: how many segments it moved by one step, and milliseconds until it returned.
+
+    A GPU's runner returns when the step is queued, after the one before has ended: a step's time is then found at the
+    next call, and that of a batch's last step in the call that also fetches its latents.
+    """
 
     segments: int
     ms: float

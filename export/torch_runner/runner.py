@@ -145,8 +145,13 @@ class TorchRunner:
     def take(self, slots: Slots, segments: Segments) -> None:
         """Prepare segments and add them to a batch, one by one: cuDNN tries out its convolutions for every new size."""
         arrays = (segments.x, segments.prompt, segments.negative, segments.condition, segments.mask)
-        for x, *inputs in zip(*(self._tensor(array).split(1) for array in arrays), strict=True):
-            slots.add(x, self._prepare(*inputs))
+        count = slots.count
+        try:
+            for x, *inputs in zip(*(self._tensor(array).split(1) for array in arrays), strict=True):
+                slots.add(x, self._prepare(*inputs))
+        except BaseException:
+            slots.count = count  # the others go on as if these had never come
+            raise
 
     @_on_device
     def step(
@@ -157,7 +162,7 @@ class TorchRunner:
         guidance: Float32,
         noise: Float32 | None,
     ) -> None:
-        """Queue a step of a batch, when the one before is done: the engine times steps, and is not to run ahead."""
+        """Queue a step of a batch, when the one before has ended: this returns while the device is at it."""
         if self._stream is not None:
             self._stream.synchronize()
         rows = (self._tensor(array) for array in (timestep.astype(np.float32), coefficients, guidance))

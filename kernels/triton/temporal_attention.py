@@ -164,10 +164,11 @@ def specialise(length: int, heads: int, head_dim: int, dtype: torch.dtype, *, ba
     block_l = power_of_two(length, least=16)
     if block_l == 16 and dtype.itemsize == 2 and not backward:
         # The best of those measured on an H200 at head sizes 40, 80 and 160 (docs/kernels.md).
-        block_d = 64 if 64 < head_dim <= 128 else power_of_two(head_dim, least=16)
+        whole = head_dim <= 64 or 128 < head_dim <= 256  # in one block, of which some lanes may be masked
+        block_d = power_of_two(head_dim, least=16) if whole else 64
         pairs = warps = 4 if head_dim <= 64 else 2
     else:
-        # The wider of two blocks that pads no more: 40 -> 64, 80 -> 3 * 32, 128 -> 2 * 64, 160 -> 5 * 32.
+        # The wider of two blocks that pads no more: 40 -> 64, 80 -> 2 * 32 + 16, 128 -> 2 * 64, 160 -> 5 * 32.
         wide = block_l < 64 and -(-head_dim // 64) * 64 == -(-head_dim // 32) * 32
         block_d = 64 if wide else 32
         # More pairs of longer segments have no room in a block's memory, which is 99 KiB on some GPUs.

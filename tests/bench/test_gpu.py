@@ -31,6 +31,9 @@ def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> Non
     assert "wall_s" not in first  # what is known is told before the render
     assert (last["frames"], last["segments"], last["steps"]) == (20, 11, 3)  # 1 + 3 + 7 of L = 4
     assert last["wall_s"] > 0
+    assert last["batch_sizes"][0] == 1
+    assert last["batch_sizes"][-1] <= 16
+    assert len(last["step_ms"]) == len(last["batch_sizes"])
     assert last["ar_how"] == "measured"
     assert last["ar_windows"] == 7  # 4 frames, then 3 more each
     assert last["ar_reduction"] == pytest.approx(1 - last["wall_s"] / last["ar_wall_s"])

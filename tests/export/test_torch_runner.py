@@ -136,6 +136,32 @@ def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bund
         assert relative(found, alone(runner, slot)) < on.latents
 
 
+def test_segments_that_cannot_join_leave_the_others_as_they_were(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = open_runner(bundle, "cpu", threads=1)
+    everything, shape = segments(bundle, 3), segments(bundle, 1).x.shape[1:]
+    move = [argument[:1] for argument in step_arguments(3, 0, shape)]
+    untouched = runner.start(part(everything, [0]))
+    untouched.step(*move)
+
+    denoising, prepare, calls = runner.start(part(everything, [0])), runner._prepare, []
+
+    def failing(*inputs: torch.Tensor) -> object:
+        calls.append(inputs)
+        if len(calls) == 2:
+            raise MemoryError
+        return prepare(*inputs)
+
+    monkeypatch.setattr(runner, "_prepare", failing)
+    with pytest.raises(MemoryError):
+        denoising.join(part(everything, [1, 2]))
+    denoising.step(*move)
+    assert np.array_equal(denoising.latents([0]), untouched.latents([0]))
+    with pytest.raises(IndexError):
+        denoising.latents([1])
+
+
 def test_two_batches_at_once_do_not_disturb_each_other(bundle: Bundle) -> None:
     runner = open_runner(bundle, "cpu", threads=1)
     everything, shape = segments(bundle, 3), segments(bundle, 1).x.shape[1:]

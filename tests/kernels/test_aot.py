@@ -104,11 +104,11 @@ def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Pa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_the_longest_segments_fit_a_small_gpus_memory(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_long_segments_and_wide_heads_fit_a_small_gpus_memory(dtype: torch.dtype, tmp_path: Path) -> None:
     asked = [
-        Request(kernel, dtype, length=64, channels=width, heads=1)
+        Request(kernel, dtype, length=length, channels=width, heads=1)
         for kernel in ("temporal_attention", "temporal_attention_backward")
-        for width in (32, 40)
+        for length, width in ((64, 32), (64, 40), (16, 640))
     ]
     manifest = run_aot(
         tmp_path / "out", tmp_path / "cache", "--requests", write_requests(tmp_path, asked), "--sm", "86"
