@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=_parts, default=list(PARTS), metavar="LIST", help=f"of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="for the files (default: out)")
     parser.add_argument(
-        "--budget", type=float, default=1200.0, metavar="S", help="seconds for all of it (default: 1200)"
+        "--budget", type=float, default=1800.0, metavar="S", help="seconds for all of it (default: 1800)"
     )
     parser.add_argument("--sizes", type=_sizes, default=[256, 128], metavar="LIST", help="pixels (default: 256,128)")
     parser.add_argument(
