@@ -110,9 +110,7 @@ def _of_every_size(runner: Padded, step_s: dict[int, float], time_step: Callable
     for size in range(largest, 0, -1):
         if runner.rows(size) not in by_rows:
             by_rows[runner.rows(size)] = time_step(size)
-    result = {size: by_rows[runner.rows(size)] for size in range(1, largest + 1)}
-    # Larger ones are no cheaper a segment. By the last two sizes, which may take the same time, they would be free.
-    return result | {2 * largest: 2 * result[largest]}
+    return {size: by_rows[runner.rows(size)] for size in range(1, largest + 1)}
 
 
 def _measured(runner: Runner, network: Network, max_batch: int, check: Callable[[], None]) -> CostModel | DeviceLost:

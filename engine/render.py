@@ -58,11 +58,12 @@ class Render:
         self._devices = devices
         self._tasks = tasks
         self._progress = progress
-        self._scheduler = Scheduler(
-            policy=schedule.policy, devices=[device.cost for device in devices], max_batch=schedule.max_batch
-        )
+        costs = [device.cost for device in devices]
+        # Larger batches than were measured gain nothing, as far as is known, and take memory.
+        max_batch = min(schedule.max_batch, max(cost.batch_sizes[-1] for cost in costs))
+        self._scheduler = Scheduler(policy=schedule.policy, devices=costs, max_batch=max_batch)
         # Every job starts with one segment alone, so as many jobs as segments under way keep all devices full.
-        self._most_open = 1 + sum(device.cost.best_batch(schedule.max_batch) for device in devices)
+        self._most_open = 1 + sum(cost.best_batch(max_batch) for cost in costs)
         self._threads: list[threading.Thread] = []
         self._process = HomeProcess()
         self._admitted = 0

@@ -36,14 +36,12 @@ def measure(
     with open_engine(work, devices, folder / f"model-{work.pixels}", bundles) as engine:
         opened_s = monotonic() - began
         costs = engine.costs(max_batch)[0]
-        # Of more segments they are not measured.
-        steps = {size: 1e3 * s for size, s in zip(costs.batch_sizes, costs.steps_s, strict=True) if size <= max_batch}
         figures: dict[str, Any] = {
             "devices": devices,
             "open_s": opened_s,
             "ready_s": monotonic() - began,
-            "batch_sizes": list(steps),
-            "step_ms": list(steps.values()),
+            "batch_sizes": costs.batch_sizes,
+            "step_ms": [1e3 * seconds for seconds in costs.steps_s],
             "decode_ms": 1e3 * costs.decode_s,
         }
         news(figures)

@@ -51,10 +51,13 @@ double CostModel::step_s(std::int64_t batch) const {
     const auto above = static_cast<std::size_t>(
         std::lower_bound(batch_sizes_.begin(), batch_sizes_.end(), batch) - batch_sizes_.begin());
     const std::size_t right = std::clamp<std::size_t>(above, 1, count - 1);
-    const double slope = (steps_s_[right] - steps_s_[right - 1]) / (size(right) - size(right - 1));
+    std::size_t left = right - 1;
+    // Sizes that are filled up to the last take its time: they say nothing of what comes after it.
+    while (above == count && left > 0 && steps_s_[left] == steps_s_[right]) --left;
+    const double slope = (steps_s_[right] - steps_s_[left]) / (size(right) - size(left));
     if (above == 0) return std::max(proportional, steps_s_[0] + slope * (wanted - size(0)));
     if (above == count) return steps_s_.back() + std::max(slope, 0.0) * (wanted - size(count - 1));
-    return steps_s_[right - 1] + slope * (wanted - size(right - 1));
+    return steps_s_[left] + slope * (wanted - size(left));
 }
 
 // What a segment may cost in a batch that is as good as the best.

@@ -28,6 +28,12 @@ TEST(a_last_slope_that_falls_is_not_followed) {
     CHECK(near(cost.step_s(100), 1.8));
 }
 
+TEST(sizes_that_are_filled_up_to_the_last_do_not_make_larger_ones_free) {
+    const CostModel cost({1, 2, 3, 4, 5, 6}, {1.0, 2.0, 4.0, 4.0, 6.0, 6.0});
+    CHECK(near(cost.step_s(3), 4.0) && near(cost.step_s(5), 6.0) && near(cost.step_s(7), 7.0) && near(cost.step_s(8), 8.0));
+    CHECK(near(CostModel({1, 2, 4}, {1.0, 1.0, 1.0}).step_s(9), 1.0));  // every batch takes the same time
+}
+
 TEST(below_the_smallest_size_a_step_takes_at_least_its_share) {
     CHECK(near(CostModel({4, 8}, {4.0, 6.0}).step_s(1), 2.5));
     CHECK(near(CostModel({4, 8}, {4.0, 12.0}).step_s(1), 1.0));

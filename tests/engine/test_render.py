@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nuwaxl.engine import Engine, Plan, Progress, SamplerName, Story
-from nuwaxl.engine._core import normal_noise
+from nuwaxl.engine._core import CostModel, normal_noise
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.samplers import sampler_table
 from nuwaxl.errors import InputError, RenderError
@@ -148,6 +148,16 @@ def test_story_settings_are_the_defaults(tiny_bundle: Path) -> None:
         assert (video.frames, video.fps, video.stats.seed) == (7, 8, 5)
         assert engine.render(STORY, frames=1).fps == 16
     np.testing.assert_array_equal(found, render(tiny_bundle, 7, seed=5))
+
+
+def test_no_batch_is_larger_than_those_that_were_measured(tiny_bundle: Path) -> None:
+    """Where two segments gain nothing over one, larger batches are not measured; by the slope they would be as good."""
+    with Engine.open(tiny_bundle, devices="cpu:1") as engine:
+        engine._costs[16] = [CostModel([1, 2], [1.0, 1.99])]
+        video = engine.render(STORY, frames=200, steps=1)
+        for _ in video:
+            pass
+    assert max(step.segments for step in video.stats.steps_ms) == 2
 
 
 def test_stats_account_for_every_segment_step_and_window(tiny_bundle: Path) -> None:
