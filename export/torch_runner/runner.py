@@ -18,6 +18,7 @@ from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.errors import DeviceLost, InputError
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model
 from nuwaxl.export.torch_runner.device import TorchDevice
+from nuwaxl.export.torch_runner.graphs import Preparation
 from nuwaxl.export.torch_runner.layers import Upsampling
 from nuwaxl.export.torch_runner.slots import Slots, bucket
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step
@@ -95,7 +96,7 @@ class TorchRunner:
         for module in mtd.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
-        self._prepare = Prepare(denoiser)
+        self._prepare = Preparation(Prepare(denoiser), device)
         self._alone = Step(denoiser)
         step: Any = self._alone
         if device.compiled:
@@ -143,7 +144,7 @@ class TorchRunner:
 
     @_on_device
     def take(self, slots: Slots, segments: Segments) -> None:
-        """Prepare segments and add them to a batch, one by one: cuDNN tries out its convolutions for every new size."""
+        """Prepare segments and add them to a batch, one by one."""
         arrays = (segments.x, segments.prompt, segments.negative, segments.condition, segments.mask)
         count = slots.count
         try:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from nuwaxl.export.torch_runner.device import TorchDevice
+from nuwaxl.export.torch_runner.graphs import captured
 
 Step = Callable[..., tuple[Tensor, Tensor]]
-_WARM_UP = 2  # calls before a capture: Triton compiles, cuDNN and cuBLAS choose
 _ROWS_AT_ONCE = 16  # made at first on a GPU, where growing means capturing again,
 _SHARE = 8  # if they take at most this part of the free memory
 
@@ -81,7 +81,7 @@ class Slots:
             self._run(rows)
             return
         if rows not in self._graphs:
-            self._graphs[rows] = self._capture(rows)
+            self._graphs[rows], _ = captured(lambda: self._call(rows), lambda: self._run(rows), self._pool)
         self._graphs[rows].replay()
 
     def _run(self, rows: int) -> None:
@@ -97,16 +97,6 @@ class Slots:
             for tensor in inputs:
                 torch._dynamo.mark_dynamic(tensor, 0)
         return self._step(*inputs)
-
-    def _capture(self, rows: int) -> torch.cuda.CUDAGraph:
-        for _ in range(_WARM_UP):
-            self._call(rows)
-        graph = torch.cuda.CUDAGraph()
-        # Other GPUs have threads of their own, which may allocate meanwhile.
-        stream = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            self._run(rows)
-        return graph
 
     def _grow(self, new: Sequence[Tensor], count: int) -> None:
         """Room for `count` rows; graphs of the old addresses are dropped."""
