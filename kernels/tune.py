@@ -45,8 +45,7 @@ def attention_variants(length: int, heads: int, head_dim: int, dtype: torch.dtyp
     widest = power_of_two(head_dim, least=32)
     for width, pairs, warps in product((32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 4, 8)):
         if width <= widest and warps <= pairs <= 2 * warps:
-            tail = power_of_two(head_dim % width or 16, least=16)
-            constants = {**default.constants, "BLOCK_N": pairs, "BLOCK_D": width, "TAIL": tail}
+            constants = {**default.constants, "BLOCK_N": pairs, **temporal_attention.blocks(head_dim, width)}
             grid = Grid(fixed=1, per_item=heads, block=pairs)
             yield replace(default, constants=constants, grid=grid, num_warps=warps)
 

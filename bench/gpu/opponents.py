@@ -106,6 +106,7 @@ def _inputs(work: Workload, mtd: MTD, batch: int, device: torch.device, dtype: t
 
 
 def latent_shape(work: Workload) -> tuple[int, int, int, int]:
+    """Of one segment: (L, c, h, w)."""
     c = work.config.mtd
     return c.length, c.latent_channels, c.latent_height, c.latent_width
 

@@ -55,7 +55,7 @@ def measure(
         news(figures)
         if devices.startswith("torch:"):
             try:
-                figures["profile"] = _profile(engine, work, max_batch, folder, devices)
+                figures["profile"] = _profile(engine, work, costs.batch_sizes[-1], folder, devices)
             except RuntimeError as error:  # a machine may refuse its counters; the times stand
                 figures["profile"] = f"none: {error}"
             news(figures)

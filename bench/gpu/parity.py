@@ -34,7 +34,8 @@ def measure(work: Workload, device: str) -> dict[str, Any]:
     c, latents = work.config.mtd, opponents.latent_shape(work)
     x, condition = normal(_BATCH, *latents), normal(_BATCH, *latents)
     mask = (normal(_BATCH, c.length, 1, *latents[2:]) > 0).float()
-    prompt, negative = normal(_BATCH, c.length, c.prompt_tokens, c.prompt_dim), normal(_BATCH, *_prompt(work))
+    negative = normal(_BATCH, c.prompt_tokens, c.prompt_dim)
+    prompt = normal(_BATCH, c.length, c.prompt_tokens, c.prompt_dim)
     timestep, guidance = (torch.tensor(values, device=place) for values in (_TIMESTEPS, _GUIDANCE))
     coefficients = torch.rand(_BATCH, 6, generator=random, device=place)
 
@@ -67,10 +68,6 @@ def _move_what_is_constant(network: nn.Module, random: torch.Generator) -> None:
         if parameter.numel() > 1 and parameter.std() == 0:
             noise = torch.randn(parameter.shape, generator=random, device=parameter.device)
             parameter.data += (0.05 if parameter.ndim == 1 else 0.02) * noise
-
-
-def _prompt(work: Workload) -> tuple[int, int]:
-    return work.config.mtd.prompt_tokens, work.config.mtd.prompt_dim
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

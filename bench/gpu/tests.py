@@ -26,9 +26,11 @@ _WORKER_CORES = 2  # that it compiles on
 
 def workers() -> int:
     """Processes that the tests are shared out to."""
-    cores = len(os.sched_getaffinity(0))
-    memory = torch.cuda.mem_get_info()[0] / 2**30 if torch.cuda.is_available() else float("inf")
-    return max(2, min(cores // _WORKER_CORES, int(min(memory / _WORKER_GIB, cores))))
+    count = len(os.sched_getaffinity(0)) // _WORKER_CORES
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        count = min(count, free // (_WORKER_GIB << 30))
+    return max(2, count)
 
 
 def measure(folder: Path, most_s: float, expression: str = "gpu", where: str = "tests") -> dict[str, Any]:

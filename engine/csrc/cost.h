@@ -12,8 +12,9 @@ public:
     // 0 where unknown. Throws std::invalid_argument for anything else.
     CostModel(std::vector<std::int64_t> batch_sizes, std::vector<double> steps_s, double decode_s = 0.0);
 
-    // Seconds of one step of `batch` segments: linear between the measured sizes, beyond them by the slope from the last
-    // that takes another time, though never falling. With one measured size, and at least below the smallest, in proportion to the batch.
+    // Seconds of one step of `batch` segments: linear between the measured sizes, beyond them by the slope from the
+    // last that takes another time, though never falling. With one measured size, and at least below the smallest, in
+    // proportion to the batch.
     double step_s(std::int64_t batch) const;
 
     // The batch size of 1 to max_batch with the cheapest step a segment; the smallest within 2 % of that, since a

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.runners.slots import bucket
 from nuwaxl.errors import DeviceLost, InputError
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model
 from nuwaxl.export.torch_runner.device import TorchDevice
 from nuwaxl.export.torch_runner.graphs import Preparation
 from nuwaxl.export.torch_runner.layers import Upsampling
-from nuwaxl.export.torch_runner.slots import Slots, bucket
+from nuwaxl.export.torch_runner.slots import Slots
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText

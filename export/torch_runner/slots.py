@@ -12,18 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nuwaxl.engine.runners.slots import bucket
 from nuwaxl.export.torch_runner.device import TorchDevice
 from nuwaxl.export.torch_runner.graphs import captured
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 _ROWS_AT_ONCE = 16  # made at first on a GPU, where growing means capturing again,
 _SHARE = 8  # if they take at most this part of the free memory
-
-
-def bucket(count: int) -> int:
-    """The rows that a batch of `count` runs in: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
-    power = 1 << (count - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
 class Slots:

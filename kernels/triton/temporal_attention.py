@@ -159,6 +159,11 @@ def temporal_attention_backward(
         _store(target + 2 * CHANNELS, d_value, inside, start, HEAD_DIM, BLOCK_D, TAIL)
 
 
+def blocks(head_dim: int, width: int) -> dict[str, int]:
+    """How a head is cut into blocks of `width` channels and one of what is left, as constants of the kernels."""
+    return {"BLOCK_D": width, "TAIL": power_of_two(head_dim % width or 16, least=16)}
+
+
 def specialise(length: int, heads: int, head_dim: int, dtype: torch.dtype, *, backward: bool = False) -> Specialisation:
     """The kernel for segments of `length` frames, at most 64, and `heads` heads of any size `head_dim`."""
     block_l = power_of_two(length, least=16)
@@ -181,8 +186,7 @@ def specialise(length: int, heads: int, head_dim: int, dtype: torch.dtype, *, ba
         "SCALE_LOG2": head_dim**-0.5 * LOG2_E,
         "BLOCK_N": pairs,
         "BLOCK_L": block_l,
-        "BLOCK_D": block_d,
-        "TAIL": power_of_two(head_dim % block_d or 16, least=16),
+        **blocks(head_dim, block_d),
         "UPCAST": INTERPRETED,
     }
     if backward:

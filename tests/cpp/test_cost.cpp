@@ -30,7 +30,8 @@ TEST(a_last_slope_that_falls_is_not_followed) {
 
 TEST(sizes_that_are_filled_up_to_the_last_do_not_make_larger_ones_free) {
     const CostModel cost({1, 2, 3, 4, 5, 6}, {1.0, 2.0, 4.0, 4.0, 6.0, 6.0});
-    CHECK(near(cost.step_s(3), 4.0) && near(cost.step_s(5), 6.0) && near(cost.step_s(7), 7.0) && near(cost.step_s(8), 8.0));
+    CHECK(near(cost.step_s(3), 4.0) && near(cost.step_s(5), 6.0));
+    CHECK(near(cost.step_s(7), 7.0) && near(cost.step_s(8), 8.0));
     CHECK(near(CostModel({1, 2, 4}, {1.0, 1.0, 1.0}).step_s(9), 1.0));  // every batch takes the same time
 }
 

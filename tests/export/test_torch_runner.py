@@ -12,13 +12,13 @@ from nuwaxl.engine import Bundle, Engine, Story  # noqa: E402
 from nuwaxl.engine.devices import Worker  # noqa: E402
 from nuwaxl.engine.runners.base import Denoising, Runner, Segments  # noqa: E402
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
+from nuwaxl.engine.runners.slots import bucket  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.export.torch_runner import open_runner  # noqa: E402
 from nuwaxl.export.torch_runner.device import parse  # noqa: E402
 from nuwaxl.export.torch_runner.layers import Upsampling  # noqa: E402
-from nuwaxl.export.torch_runner.slots import bucket  # noqa: E402
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step  # noqa: E402
 from nuwaxl.train.networks.spatial import Upsample  # noqa: E402
 
