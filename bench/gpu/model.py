@@ -10,6 +10,9 @@ import torch
 from nuwaxl.engine import Bundle, Engine, Story
 from nuwaxl.engine.bundle_schema import Diffusion, Manifest, Sampler
 from nuwaxl.engine.devices import Worker, available_cores, parse_devices
+from nuwaxl.engine.job import Job
+from nuwaxl.engine.request import Task, resolve
+from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.errors import InputError
 from nuwaxl.export.model import Model
 from nuwaxl.export.torch_runner.device import parse
@@ -106,6 +109,14 @@ def open_engine(work: Workload, devices: str, folder: Path, bundles: Sequence[Pa
     text, mtd, tklvae = networks(work.config, device.device)
     runner = TorchRunner(text, mtd, tklvae, device)
     return Engine(_in_memory(work, folder), (_own(worker),), (runner,))
+
+
+def new_job(work: Workload, folder: Path) -> Job:
+    """The workload as the engine resolves it, to be rendered by other means."""
+    bundle = _in_memory(work, folder)
+    network = bundle.manifest.network
+    request = resolve(bundle.manifest, Task(story(), frames=work.frames))
+    return Job(network, PromptTokenizer(bundle.tokenizer, network.prompt_tokens), story(), request)
 
 
 def _own(worker: Worker) -> Worker:

@@ -1,29 +1,29 @@
 """The other side: the plain networks of `nuwaxl.train` with torch's SDPA, eager or through torch.compile.
 
-What is timed is a step of a batch (the network for the prompt and the negative prompt as one batch, guidance, update)
-and the decoding of a window. A whole render is added up from these in the opponent's favour: every segment at the
-cheapest share of a batch that was measured, no scheduling, no preparation, no text.
+What is timed is a step of a batch (the network for the prompt and the negative prompt as one batch, guidance, update),
+the decoding of a window, and through torch.compile the whole render, depth by depth. A render is also added up from its
+parts in the opponent's favour: every segment at the cheapest share of a batch that was measured, no scheduling, no
+preparation, no text.
 """
 
 import statistics
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nuwaxl.bench.gpu.model import Workload, networks
+from nuwaxl.bench.gpu.model import Workload, networks, new_job
+from nuwaxl.bench.gpu.plain import PlainNetworks, batches, render
 from nuwaxl.engine import Plan
+from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.windows import decode_windows
 from nuwaxl.errors import NuwaxlError
-from nuwaxl.export.graphs import update
 from nuwaxl.kernels import ops
-from nuwaxl.train.networks.injection import Injection
-from nuwaxl.train.networks.mtd import MTD, Prepared
 
 _REPEATS = 5
 
@@ -33,38 +33,50 @@ def measure(
     device: torch.device,
     dtype: torch.dtype,
     mode: str,
-    batches: list[int],
+    sizes: list[int],
+    folder: Path,
     news: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Time the plain networks; `mode` is "eager", or a mode of torch.compile ("max-autotune", "reduce-overhead")."""
-    _, mtd, tklvae = networks(work.config, device)
+    """Time the plain networks in batches of `sizes`; `mode` is "eager", or a mode of torch.compile ("max-autotune",
+    "reduce-overhead"), which renders too, in batches of the first size at most: once this is compiled, when batches are
+    filled up to it, and again with all sizes.
+    """
+    text, mtd, tklvae = networks(work.config, device)
     for network in (mtd, tklvae):
         network.to(dtype=dtype)
         for parameter in network.parameters():
             if parameter.ndim == 4:  # of convolutions, in the layout that cuDNN prefers
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    latents = np.random.default_rng(0).standard_normal((1, *latent_shape(work)), np.float32)
     figures: dict[str, Any] = {"mode": mode, "batch_sizes": [], "step_ms": []}
-    decode: Any = tklvae.decode
-    timed: Any = step
-    if mode != "eager":
-        timed, decode = (torch.compile(call, mode=mode, fullgraph=True, dynamic=False) for call in (timed, decode))
     with torch.no_grad(), without_operators():
         with _NoOperators():  # type: ignore[no-untyped-call]
-            step(mtd, *_inputs(work, mtd, 1, device, dtype))
-            tklvae.decode(torch.randn(1, *latent_shape(work), device=device, dtype=dtype))
+            checked = PlainNetworks(text, mtd, tklvae, device, "eager")
+            _stepping(checked, work, 1)()
+            checked.decode(latents)
         torch.backends.cudnn.benchmark = True  # from now on: what was run above is not timed
-        for batch in batches:
-            inputs = _inputs(work, mtd, batch, device, dtype)
-            seconds, first_s = _seconds(partial(timed, mtd, *inputs), device)
-            figures["batch_sizes"].append(batch)
+        plain = PlainNetworks(text, mtd, tklvae, device, mode)
+        for size in sizes:
+            plain.sizes = sorted({*plain.sizes, size})
+            seconds, first_s = _seconds(_stepping(plain, work, size), device)
+            figures["batch_sizes"].append(size)
             figures["step_ms"].append(1e3 * seconds)
-            figures[f"first_call_of_{batch}_s"] = first_s
-            del inputs
+            figures[f"first_call_of_{size}_s"] = first_s
             news(figures | _total(work, figures))
-        latents = torch.randn(1, *latent_shape(work), device=device, dtype=dtype)
-        seconds, first_s = _seconds(lambda: decode(latents), device)
-        figures |= {"decode_ms": 1e3 * seconds, "first_decode_s": first_s}
-        news(figures | _total(work, figures))
+            if size == sizes[0]:
+                seconds, first_s = _seconds(lambda: plain.begin_decode(latents), device)
+                figures |= {"decode_ms": 1e3 * seconds, "first_decode_s": first_s}
+                news(figures | _total(work, figures))
+            if mode != "eager" and size in (sizes[0], sizes[-1]):
+                wall_s = _render_s(work, plain, sizes[0], folder)
+                if wall_s < figures.get("wall_s", np.inf):
+                    figures |= {"wall_s": wall_s, "wall_sizes": list(plain.sizes)}
+                news(figures | _total(work, figures))
+
+
+def sizes_of(work: Workload, most: int) -> list[int]:
+    """Of the batches that a render in batches of at most `most` has, `most` first."""
+    return sorted({len(batch) for batch in batches(Plan(work.frames, work.config.mtd.length), most)}, reverse=True)
 
 
 def without_operators() -> Any:
@@ -81,34 +93,37 @@ class _NoOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def step(
-    mtd: MTD, x: Tensor, history: Tensor, timestep: Tensor, coefficients: Tensor, guidance: Tensor, prepared: Prepared
-) -> tuple[Tensor, Tensor]:
-    """A guided step of x (b, L, c, h, w), float32; `prepared` is for the batch of both prompts, 2b."""
-    dtype = mtd.conv_in.weight.dtype
-    cond, uncond = mtd.denoise(torch.cat([x, x]).to(dtype), torch.cat([timestep, timestep]), prepared).float().chunk(2)
-    return update(x, history, torch.zeros_like(x), cond, uncond, coefficients, guidance)
-
-
-def _inputs(work: Workload, mtd: MTD, batch: int, device: torch.device, dtype: torch.dtype) -> list[Any]:
-    c = work.config.mtd
-    x = torch.randn(batch, *latent_shape(work), device=device)
-    prompt = torch.randn(2 * batch, c.length, c.prompt_tokens, c.prompt_dim, device=device, dtype=dtype)
-    condition = torch.cat([x, x]).to(dtype)
-    prepared = mtd.prepare(prompt, condition, torch.ones_like(condition[:, :, :1]))
-    # In the layout that the convolutions use.
-    last = [
-        Injection(*(tensor.contiguous(memory_format=torch.channels_last) for tensor in one))
-        for one in prepared.injections
-    ]
-    rows = torch.rand(batch, device=device)
-    return [x, x.clone(), 900 * rows, torch.rand(batch, 6, device=device), rows, Prepared(last, prepared.keys_values)]
-
-
 def latent_shape(work: Workload) -> tuple[int, int, int, int]:
     """Of one segment: (L, c, h, w)."""
     c = work.config.mtd
     return c.length, c.latent_channels, c.latent_height, c.latent_width
+
+
+def _stepping(plain: PlainNetworks, work: Workload, size: int) -> Callable[[], None]:
+    """A call moves a batch of random segments by one step."""
+    random, c, shape = np.random.default_rng(0), work.config.mtd, latent_shape(work)
+
+    def normal(*shape: int) -> Any:
+        return random.standard_normal(shape, np.float32)
+
+    batch = plain.start(
+        Segments(
+            x=normal(size, *shape),
+            prompt=normal(size, c.length, c.prompt_tokens, c.prompt_dim),
+            negative=normal(size, c.prompt_tokens, c.prompt_dim),
+            condition=normal(size, *shape),
+            mask=np.ones((size, shape[0], 1, *shape[2:]), np.float32),
+        )
+    )
+    row = random.random(6)
+    return lambda: batch.step(900, row, 7.5)
+
+
+def _render_s(work: Workload, plain: PlainNetworks, most: int, folder: Path) -> float:
+    job = new_job(work, folder)
+    began = perf_counter()
+    render(job, plain, most)
+    return perf_counter() - began
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nuwaxl.bench.gpu import opponents
 from nuwaxl.bench.gpu.model import Workload, networks
+from nuwaxl.bench.gpu.plain import prepare, step
 from nuwaxl.engine.runners.base import Segments
 from nuwaxl.export.torch_runner.device import parse
 from nuwaxl.export.torch_runner.runner import TorchRunner
@@ -38,20 +39,19 @@ def measure(work: Workload, device: str) -> dict[str, Any]:
     prompt = normal(_BATCH, c.length, c.prompt_tokens, c.prompt_dim)
     timestep, guidance = (torch.tensor(values, device=place) for values in (_TIMESTEPS, _GUIDANCE))
     coefficients = torch.rand(_BATCH, 6, generator=random, device=place)
+    segments = Segments(*map(_array, (x, prompt, negative, condition, mask)))
 
     def plain(dtype: torch.dtype) -> tuple[NDArray[Any], NDArray[Any]]:
         network, decoder = deepcopy(mtd).to(dtype), deepcopy(tklvae).to(dtype)
-        prompts = torch.cat([prompt, negative[:, None].expand_as(prompt)])
-        twice = (torch.cat([tensor, tensor]) for tensor in (condition, mask))
-        prepared = network.prepare(*(tensor.to(dtype) for tensor in (prompts, *twice)))
-        moved, _ = opponents.step(network, x, torch.zeros_like(x), timestep, coefficients, guidance, prepared)
+        prepared = prepare(network, segments, place)
+        moved, _ = step(network, x, torch.zeros_like(x), timestep, coefficients, guidance, prepared)
         video = decoder.decode(x[:1].to(dtype)).float()
         return _array(moved), np.clip(np.round((_array(video.permute(0, 1, 3, 4, 2)) + 1) * 127.5), 0, 255)
 
     with torch.no_grad(), opponents.without_operators():
         exact, rounded = plain(torch.float32), plain(torch.bfloat16)
     runner = TorchRunner(text, mtd, tklvae, parse(f"{device}/eager/bfloat16"))
-    denoising = runner.start(Segments(*map(_array, (x, prompt, negative, condition, mask))))
+    denoising = runner.start(segments)
     denoising.step(_array(timestep).astype(np.int64), _array(coefficients), _array(guidance), None)
     found = denoising.latents(range(_BATCH)), runner.decode(_array(x[:1])).astype(np.float32)
     return {

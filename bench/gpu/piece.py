@@ -15,6 +15,9 @@ from nuwaxl.bench.gpu.model import workload
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH
 from nuwaxl.errors import NuwaxlError
 
+# Segments in a batch of the opponents: the largest of torch.compile, and those that are timed without it.
+_COMPILED, _EAGER = 8, [1, 8, 16]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -91,10 +94,12 @@ def main(text: str) -> int:
         work = workload(piece.pixels, tiny=piece.tiny)
         ours.measure(work, piece.devices, folder, deadline, news, bundles, piece.max_batch)
     else:
-        batches = [1, 2] if piece.tiny else ([1, 8, 16] if piece.kind == "eager" else [8])
-        dtype = torch.bfloat16 if on_gpu else torch.float32
         work, mode = workload(piece.pixels, tiny=piece.tiny), piece.mode or "eager"
-        opponents.measure(work, torch.device(piece.device), dtype, mode, batches, news)
+        sizes = opponents.sizes_of(work, 2 if piece.tiny else _COMPILED)
+        if piece.kind == "eager" and not piece.tiny:
+            sizes = _EAGER
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        opponents.measure(work, torch.device(piece.device), dtype, mode, sizes, folder, news)
     return 0
 
 

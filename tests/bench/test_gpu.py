@@ -7,18 +7,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from nuwaxl.bench.gpu import cli, flops, kernels, opponents, ours, parity, piece, report, tests  # noqa: E402
+from nuwaxl.bench.gpu import cli, flops, kernels, model, opponents, ours, parity, piece, plain, report, tests  # noqa: E402
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
-from nuwaxl.bench.gpu.model import workload  # noqa: E402
+from nuwaxl.bench.gpu.model import Workload, workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
+from nuwaxl.engine import Plan  # noqa: E402
 from nuwaxl.errors import NuwaxlError  # noqa: E402
 from nuwaxl.kernels import bench, ops  # noqa: E402
-from nuwaxl.train.config import MTDConfig  # noqa: E402
+from nuwaxl.train.config import ModelConfig, MTDConfig  # noqa: E402
 from nuwaxl.train.networks.spatial import Attention  # noqa: E402
+from nuwaxl.train.presets import SD15  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,13 +68,47 @@ def test_without_time_the_baseline_is_added_up(tmp_path: Path) -> None:
     assert last["ar_wall_s"] == pytest.approx(steps_s + last["decode_s"])
 
 
-def test_the_opponent_is_added_up_in_its_favour() -> None:
+def test_the_opponent_is_added_up_in_its_favour(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
-    opponents.measure(workload(8, tiny=True), torch.device("cpu"), torch.float32, "eager", [1, 2], found.append)
+    work = workload(8, tiny=True)
+    opponents.measure(work, torch.device("cpu"), torch.float32, "eager", [2, 1], tmp_path, found.append)
     last = found[-1]
     cheapest = min(ms / batch for ms, batch in zip(last["step_ms"], last["batch_sizes"], strict=True))
     assert last["total_s"] == pytest.approx((11 * 3 * cheapest + 5 * last["decode_ms"]) / 1e3)
     assert last["how"] == "extrapolated"
+    assert "wall_s" not in last
+
+
+def test_the_opponents_batches_go_depth_by_depth() -> None:
+    found = plain.batches(Plan(1024, 16), 8)
+    assert [len(batch) for batch in found] == [1, 5, *[8] * 8, 5]
+    assert [segment for batch in found for segment in batch] == list(range(75))
+    assert opponents.sizes_of(Workload(SD15, 256, 1024), 8) == [8, 5, 1]
+
+
+def test_the_opponents_render_is_the_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    work, made = workload(8, tiny=True), model.networks
+
+    def moved(config: ModelConfig, device: torch.device) -> Any:
+        text, mtd, tklvae = made(config, device)
+        for network in (mtd, tklvae):
+            parity._move_what_is_constant(network, torch.Generator().manual_seed(1))
+        return text, mtd, tklvae
+
+    monkeypatch.setattr(model, "networks", moved)
+    with model.open_engine(work, "torch:cpu", tmp_path) as engine:
+        expected = np.concatenate([clip.frames for clip in engine.render(model.story(), frames=work.frames)])
+    assert expected.std() > 10
+    device = torch.device("cpu")
+    # What batches are filled up to, and whether tensors stay where they are, as CUDA graphs want it.
+    for sizes, kept in (([], None), ([2, 3], None), ([3], {})):
+        theirs = plain.PlainNetworks(*moved(work.config, device), device, "eager")
+        theirs.sizes, theirs._kept = sizes, kept
+        with torch.no_grad():
+            clips = plain.render(model.new_job(work, tmp_path), theirs, 3)
+        assert [clip.first_frame for clip in clips] == [0, 4, 8, 12, 16]
+        frames = np.concatenate([clip.frames for clip in clips])
+        assert np.abs(frames.astype(int) - expected).max() <= 1
 
 
 def test_kernels_are_measured_against_their_roofline() -> None:
@@ -275,6 +312,14 @@ def test_every_gate_has_its_figure_and_says_by_how_much_it_is_missed() -> None:
     assert (wall.found, wall.limit, wall.passed, wall.note) == (48.0, 51.0, True, "on b")
     faster = by_name["256 px: times torch.compile"]
     assert (faster.found, faster.how, faster.passed) == (1.25, "extrapolated", False)
+    rendered = {"mode": "reduce-overhead", "total_s": 62.0, "decode_ms": 9.0, "wall_s": 72.0, "wall_sizes": [8]}
+    faster = next(
+        gate
+        for gate in gates({**PIECES, "compile-reduce-overhead-256": {"figures": rendered}}, [256])
+        if gate.name == faster.name
+    )
+    assert (faster.found, faster.how, faster.passed) == (1.5, "measured", True)
+    assert faster.note.endswith("reduce-overhead: 72.0 s in batches of [8]; added up in its favour 60.0 s")
     assert by_name["256 px: step MFU"].found == pytest.approx(0.5)
     # Nothing was measured at 128: said, and neither passed nor missed.
     assert [by_name[f"128 px: {name}"].passed for name in ("1024 frames", "step MFU", "times torch.compile")] == [
@@ -356,6 +401,10 @@ def test_all_of_it_runs_on_the_cpu_at_a_tiny_size(tmp_path: Path) -> None:
         ["tests", "kernels", "parity", "ours-cpu-8", "compile-default-8", "eager-8"], "done"
     )
     assert document["pieces"]["tests"]["figures"]["failed"] == 0
+    compiled = document["pieces"]["compile-default-8"]["figures"]
+    assert compiled["batch_sizes"] == [2, 1]
+    assert compiled["wall_s"] > 0
+    assert not set(compiled["wall_sizes"]) - {1, 2}
 
 
 @pytest.mark.slow
