@@ -128,18 +128,13 @@ class Transformer(nn.Module):
         mixed = _attend(query, key, value, block.attn1.heads).reshape(tokens.shape)
         tokens = tokens + block.attn1.to_out[0](mixed)
 
-        cond, uncond = branches(block.attn2.to_q(block.norm2(tokens)), pair).chunk(2)
-        # One negative prompt a segment: the tokens of all of its frames attend to it as one sequence.
-        mixed = torch.cat(
-            [
-                _attend(
-                    cond.flatten(0, 1), prompt.key.flatten(0, 1), prompt.value.flatten(0, 1), block.attn2.heads
-                ).reshape(cond.shape),
-                _attend(uncond.flatten(1, 2), prompt.negative_key, prompt.negative_value, block.attn2.heads).reshape(
-                    uncond.shape
-                ),
-            ]
+        query = branches(block.attn2.to_q(block.norm2(tokens)), pair).flatten(0, 1)
+        # The negative prompt again for every frame, which is less than it would be to join two attentions' answers.
+        key, value = (
+            torch.cat([own, negative[:, None].expand_as(own)]).flatten(0, 1)
+            for own, negative in ((prompt.key, prompt.negative_key), (prompt.value, prompt.negative_value))
         )
+        mixed = _attend(query, key, value, block.attn2.heads).unflatten(0, (pair, -1))
         tokens = branches(tokens, pair) + block.attn2.to_out[0](mixed)
 
         tokens = tokens + block.ff(block.norm3(tokens))
