@@ -11,7 +11,7 @@ from nuwaxl.engine._core import normal_noise
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.frames import FrameStore, Latents
 from nuwaxl.engine.request import Request
-from nuwaxl.engine.runners.base import DecodesLater, Float32, Runner, Segments, UInt8
+from nuwaxl.engine.runners.base import Float32, Runner, Segments, UInt8, goes_on
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.engine.windows import decode_windows
@@ -106,7 +106,7 @@ class Job:
         """
         window = self.windows[number]
         latents = self._store.gather(window.frames)[None]
-        if isinstance(runner, DecodesLater):
+        if goes_on(runner):
             video = runner.begin_decode(latents)
         else:
             decoded = runner.decode(latents)

@@ -14,7 +14,7 @@ from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip, Job
 from nuwaxl.engine.process import HomeProcess, under_way
 from nuwaxl.engine.request import Request, Schedule, Task
-from nuwaxl.engine.runners.base import DecodesLater, Runner
+from nuwaxl.engine.runners.base import Runner, goes_on
 from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
@@ -278,7 +278,7 @@ class Render:
             return
         start = self.recorder.now()
         clip = job.decode(item[1], device.runner)
-        if isinstance(device.runner, DecodesLater):
+        if goes_on(device.runner):
             # The device is at it: this thread goes on with what the scheduler has for it next.
             if arriving:
                 arriving.wait()
@@ -300,15 +300,15 @@ class Render:
 
     def _diffuse(self, number: int, device: Device, batch: Batch, newcomers: list[Item], arriving: Arriving) -> None:
         """Denoise until the device has nothing left under way, taking newcomers between the steps."""
-        start, steps = self._join(number, device, batch, newcomers), 0
+        start = self._join(number, device, batch, newcomers)
+        calls: list[float] = []
         while batch and not self._scheduler.stopped:
             under_way, began = batch.items, self.recorder.now()
             finished = batch.step()
+            calls.append(self.recorder.now() - began)
             if arriving:  # the step is queued behind the decoding: the clip comes while the device is at it
                 arriving.wait()
-                start = began = self.recorder.now()
-            steps += 1
-            self.recorder.step(len(under_way), self.recorder.now() - began)
+                start = self.recorder.now()
             with self._lock:
                 self._steps_done += len(under_way)
                 self._notify()
@@ -322,8 +322,9 @@ class Render:
             self._scheduler.done(number, [*(one.item for one in finished), *dropped])
             newcomers = self._scheduler.join(number) if batch else []
             if finished or dropped or newcomers:
-                self._record(device, under_way, start, steps)
-                start, steps = self._join(number, device, batch, newcomers), 0
+                self._record(device, under_way, start, calls, ended=bool(finished))
+                start = self._join(number, device, batch, newcomers)
+                calls = []
 
     def _join(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> float:
         """Take newcomers into the batch; those of a job that failed meanwhile go back. Returns when it began."""
@@ -358,12 +359,17 @@ class Render:
             return False
         return True
 
-    def _record(self, device: Device, items: list[Item], start: float, steps: int) -> None:
+    def _record(self, device: Device, items: list[Item], start: float, calls: list[float], *, ended: bool) -> None:
+        """Note a stretch: `calls` are the seconds of its steps, and `ended` whether the device is done with them."""
         with self._lock:
             plans = {job: self._jobs[job].request.plan for job, _ in items if job in self._jobs}
         depth = min((plans[job].segment(segment).depth for job, segment in items if job in plans), default=0)
         jobs, segments = [job for job, _ in items], [segment for _, segment in items]
-        end = self.recorder.now()
+        end, steps = self.recorder.now(), len(calls)
+        if goes_on(device.runner):  # the calls only queued them
+            calls = [(end - start) / steps] * steps if ended else []
+        for seconds in calls:
+            self.recorder.step(len(items), seconds)
         self.recorder.batch(BatchRecord("diffuse", depth, segments, device.name, start, end, jobs, steps))
 
     def _job(self, number: int) -> Job | None:

@@ -59,10 +59,10 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One call of the step graph: how many segments it moved by one step, and milliseconds until it returned.
+    """One call of the step graph: how many segments it moved by one step, and milliseconds that it took.
 
-    A GPU's runner returns when the step is queued, after the one before has ended: a step's time is then found at the
-    next call, and that of a batch's last step in the call that also fetches its latents.
+    On a GPU, where steps are queued, the mean over a stretch (see BatchRecord) that ended with a segment's last step,
+    with a share of preparing who joined; of other stretches nothing is known.
     """
 
     segments: int
@@ -82,7 +82,7 @@ class RenderStats:
             and decode are sums over the devices, so with several they may exceed wall_s.
         device_busy_s: seconds each device was running a batch.
         batches: every batch, in order of its end.
-        steps_ms: every call of the step graph.
+        steps_ms: every call of the step graph whose time is known.
     """
 
     frames: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,10 +85,22 @@ class Padded(Protocol):
 
 @runtime_checkable
 class DecodesLater(Protocol):
-    """A runner whose device goes on while the host does something else: frames come to the host by themselves."""
+    """A runner whose device goes on while the host does something else: frames come to the host by themselves.
+
+    Attributes:
+        later: whether the device does. Its steps are queued then, too, and return before they have ended; else what
+            `begin_decode` returns has the video already.
+    """
+
+    later: bool
 
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
         """Queue the decoding of latents, as Runner.decode; a call of what it returns waits for the video.
 
         It may be called once, by any thread, after other work of the runner was queued; or be dropped.
         """
+
+
+def goes_on(runner: Runner) -> TypeGuard[DecodesLater]:
+    """Whether the runner's device is at it while the host goes on."""
+    return isinstance(runner, DecodesLater) and runner.later

@@ -43,6 +43,8 @@ class BoundRunner:
         forget: called with the numbers of which there will be no more runs.
     """
 
+    later = True  # see DecodesLater
+
     def __init__(
         self,
         bundle: Bundle,

@@ -43,6 +43,8 @@ class TensorRTRunner:
         PlanRefused: a plan that nobody has verified gives wrong answers here.
     """
 
+    later = True  # see DecodesLater
+
     def __init__(self, bundle: Bundle, worker: Worker, device: CudaDevice | None = None, trt: Any = None) -> None:
         self._bundle = bundle
         self._trt = load_tensorrt(worker.kind) if trt is None else trt

@@ -83,6 +83,7 @@ class TorchRunner:
         """Takes the networks over; they are moved and cast."""
         place = device.device
         self._device = device
+        self.later = device.on_cuda  # see DecodesLater
         self._stream = torch.cuda.Stream(place) if device.on_cuda else None
         self._copies = torch.cuda.Stream(place) if device.on_cuda else None
         if device.on_cuda:
@@ -186,7 +187,7 @@ class TorchRunner:
 
     @_on_device
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
-        """See DecodesLater. On the CPU it is done at once."""
+        """See DecodesLater."""
         video = self._decode(self._tensor(latents))
         if self._stream is None or self._copies is None:
             return functools.partial(_array, video)

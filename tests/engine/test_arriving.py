@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from nuwaxl.engine import Clip, Engine, Story, Task
 from nuwaxl.engine.arriving import Arriving
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import parse_devices
+from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.stats import Recorder
 from nuwaxl.errors import DeviceLost, RenderError
@@ -21,6 +23,8 @@ SEA = Story([(0, "sea")])
 
 class Later(OnnxRuntimeRunner):
     """Frames are there when they are asked for; `seen` tells what happened in which order."""
+
+    later = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -41,6 +45,74 @@ class Later(OnnxRuntimeRunner):
             return super(Later, self).decode(given)
 
         return video
+
+
+class Queued(Later):
+    """A device that is at it for a while, while the host goes on."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.until = 0.0
+
+    @staticmethod
+    def seconds(segments: int) -> float:
+        return 0.004 * (2 + segments)
+
+    def queue(self, segments: int) -> float:
+        self.until = max(self.until, monotonic()) + self.seconds(segments)
+        return self.until
+
+    def start(self, segments: Segments) -> "QueuedDenoising":
+        return QueuedDenoising(self, super().start(segments), len(segments.x))
+
+    def begin_decode(self, latents: np.ndarray) -> Callable[[], np.ndarray]:
+        video, there = super().begin_decode(latents), self.queue(1)
+
+        def clip() -> np.ndarray:
+            sleep(max(0.0, there - monotonic()))
+            return video()
+
+        return clip
+
+
+class QueuedDenoising:
+    """Waits for the step before, and for the last where latents are asked for."""
+
+    def __init__(self, runner: Queued, inner: Any, count: int) -> None:
+        self.runner, self.inner, self.count = runner, inner, count
+
+    def step(self, *arguments: Any) -> None:
+        self.wait()
+        self.inner.step(*arguments)
+        self.runner.queue(self.count)
+
+    def latents(self, slots: Any) -> np.ndarray:
+        self.wait()
+        return self.inner.latents(slots)
+
+    def join(self, segments: Segments) -> None:
+        self.inner.join(segments)
+        self.count += len(segments.x)
+
+    def keep(self, slots: Any) -> None:
+        self.inner.keep(slots)
+        self.count = len(slots)
+
+    def wait(self) -> None:
+        sleep(max(0.0, self.runner.until - monotonic()))
+
+
+def test_steps_that_a_device_queues_are_recorded_with_the_time_they_took(tiny_bundle: Path) -> None:
+    bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:1")
+    with Engine(bundle, workers, (Queued(bundle, workers[0]),)) as engine:
+        video = engine.render(STORY, frames=60, max_batch=4)
+        for _ in video:
+            pass
+    stats = video.stats
+    assert {step.segments for step in stats.steps_ms} >= {1, 4}
+    assert all(step.ms >= 990 * Queued.seconds(step.segments) for step in stats.steps_ms)
+    diffuse_s = sum(batch.end_s - batch.start_s for batch in stats.batches if batch.kind == "diffuse")
+    assert 0.5 < sum(step.ms for step in stats.steps_ms) / 1e3 / diffuse_s <= 1.001
 
 
 @pytest.fixture
