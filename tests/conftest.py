@@ -21,7 +21,10 @@ if not _HAS_GPU:
 # What reads or writes video files; a GPU machine may have no PyAV, and its tests must still be found.
 _OF_VIDEOS = ["bench/test_cli.py", "bench/test_story.py", "engine/test_cli.py", "engine/test_jobs.py"]
 _OF_VIDEOS += ["engine/test_mp4.py", "train"]
+# What is about bundles of ONNX graphs; `make gpu` does without onnx, too.
+_OF_ONNX = ["bench", "engine"]
 collect_ignore = [] if find_spec("av") else _OF_VIDEOS
+collect_ignore += [] if find_spec("onnx") and find_spec("onnxruntime") else _OF_ONNX
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

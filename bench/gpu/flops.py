@@ -31,8 +31,8 @@ def _convolution(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) ->
 
 
 _OPERATORS = {
-    torch.ops.nuwaxl.temporal_attention.default: _attention,
-    torch.ops.nuwaxl.temporal_conv.default: _convolution,
+    torch.ops.nuwaxl.temporal_attention: _attention,
+    torch.ops.nuwaxl.temporal_conv: _convolution,
 }
 
 

@@ -92,12 +92,13 @@ def open_engine(work: Workload, devices: str, folder: Path, bundles: Sequence[Pa
         folder: where the tokenizer is written.
 
     Raises:
-        InputError: no such device, or another than torch's without a bundle.
+        InputError: no such device, another than torch's without a bundle, or a bundle of another network or sampler.
     """
     if not devices.startswith("torch:"):
         for path in bundles:
             bundle = Bundle.open(path)
             if bundle.manifest.network.height == work.pixels:
+                _check_same(bundle, _in_memory(work, folder))
                 return Engine.open(bundle, devices=devices)
         raise InputError(
             expected=f"an exported bundle of {work.pixels} x {work.pixels} pixels for {devices}",
@@ -117,6 +118,21 @@ def new_job(work: Workload, folder: Path) -> Job:
     network = bundle.manifest.network
     request = resolve(bundle.manifest, Task(story(), frames=work.frames))
     return Job(network, PromptTokenizer(bundle.tokenizer, network.prompt_tokens), story(), request)
+
+
+def _check_same(bundle: Bundle, wanted: Bundle) -> None:
+    """What a step and a render cost must not depend on which of the two it is."""
+    found, expected = (
+        (replace(each.manifest.network, decode_overlap=0), each.manifest.diffusion, each.manifest.sampler)
+        for each in (bundle, wanted)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        if mine != other:
+            raise InputError(
+                expected=f"{other}",
+                found=f"{mine} in the bundle {bundle.path}",
+                fix="export the checkpoint that nuwaxl-train init --random sd15 makes, for this size",
+            )
 
 
 def _own(worker: Worker) -> Worker:

@@ -49,6 +49,8 @@ def measure(
         _render(engine, work.frames // 16, max_batch)
         stats = _render(engine, work.frames, max_batch)
         figures |= _render_figures(work, stats)
+        if devices.startswith("torch:cuda"):
+            figures["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         news(figures)
         left_s = deadline - monotonic() - _SPARE_S
         figures |= _autoregressive(engine, work, costs.steps_s[0], stats, left_s)
@@ -81,7 +83,6 @@ def _render_figures(work: Workload, stats: RenderStats) -> dict[str, Any]:
         "flop": flop,
         "tflop_s": most * flop["executed"] / full_ms / 1e9,
         "tflop_s_of_network": most * flop["network"] / full_ms / 1e9,
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     }
 
 

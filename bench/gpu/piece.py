@@ -17,6 +17,7 @@ from nuwaxl.errors import NuwaxlError
 
 # Segments in a batch of the opponents: the largest of torch.compile, and those that are timed without it.
 _COMPILED, _EAGER = 8, [1, 8, 16]
+_TYPE_ON_CPU = torch.float32
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Piece:
         """Of its entry in the document."""
         if self.kind in ("tests", "kernels", "parity"):
             return self.kind
-        options = self.devices.replace("torch:", "").replace(":", "").replace("/", "-") or self.mode
+        options = self.devices.replace(":", "-").replace("/", "-") or self.mode
         return "-".join(filter(None, (self.kind, options, str(self.pixels))))
 
     @property
@@ -98,7 +99,7 @@ def main(text: str) -> int:
         sizes = opponents.sizes_of(work, 2 if piece.tiny else _COMPILED)
         if piece.kind == "eager" and not piece.tiny:
             sizes = _EAGER
-        dtype = torch.bfloat16 if on_gpu else torch.float32
+        dtype = torch.bfloat16 if on_gpu else _TYPE_ON_CPU
         opponents.measure(work, torch.device(piece.device), dtype, mode, sizes, folder, news)
     return 0
 
