@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,26 +30,26 @@ def captured(warm_up: Callable[[], object], run: Callable[[], _T], pool: Any = N
     return graph, result
 
 
-class Preparation:
-    """What does not depend on the timestep, of one segment: on a GPU a CUDA graph, which is launched at once, and of
-    one size, for which cuDNN tries its algorithms once."""
+class Replayed(Generic[_T]):
+    """A function of tensors of one size: on a GPU a CUDA graph, which is launched at once, and which cuDNN tries its
+    algorithms for once."""
 
-    def __init__(self, prepare: Callable[..., Sequence[Tensor]], device: TorchDevice) -> None:
-        self._prepare = prepare
+    def __init__(self, run: Callable[..., _T], device: TorchDevice) -> None:
+        self._run = run
         self._device = device
         self._inputs: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._state: Sequence[Tensor] = ()
+        self._result: _T | None = None
 
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Tensors (1, ..) each to state tensors (1, ..): on a GPU the same each time, there until the next call."""
+    def __call__(self, *inputs: Tensor) -> _T:
+        """What the function returns: on a GPU the same tensors each time, there until the next call."""
         if not self._device.on_cuda:
-            return self._prepare(*inputs)
+            return self._run(*inputs)
         if self._graph is None:
             own = [tensor.clone() for tensor in inputs]
-            self._graph, self._state = captured(lambda: self._prepare(*own), lambda: self._prepare(*own))
+            self._graph, self._result = captured(lambda: self._run(*own), lambda: self._run(*own))
             self._inputs = own
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
         self._graph.replay()
-        return self._state
+        return cast(_T, self._result)

@@ -19,7 +19,7 @@ from nuwaxl.engine.runners.slots import bucket
 from nuwaxl.errors import DeviceLost, InputError
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model
 from nuwaxl.export.torch_runner.device import TorchDevice
-from nuwaxl.export.torch_runner.graphs import Preparation
+from nuwaxl.export.torch_runner.graphs import Replayed
 from nuwaxl.export.torch_runner.layers import Upsampling
 from nuwaxl.export.torch_runner.slots import Slots
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step
@@ -92,19 +92,20 @@ class TorchRunner:
                 torch.backends.cudnn.allow_tf32 = False
         self._text = text.to(device=place, dtype=torch.float32).eval()
         self._video = VideoGraphs(tklvae, device.dtype).to(place, memory_format=torch.channels_last).eval()
-        self._decode: Any = self._video
         # The operators are inside, so the layout is theirs; convolutions keep their weights in it too.
         denoiser = Denoiser(mtd.to(dtype=device.dtype)).to(place).eval()
         for module in mtd.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
-        self._prepare = Preparation(Prepare(denoiser), device)
+        self._prepare = Replayed(Prepare(denoiser), device)
         self._alone = Step(denoiser)
         step: Any = self._alone
+        decode: Any = self._video
         if device.compiled:
             step = torch.compile(step, fullgraph=True)
-            self._decode = torch.compile(self._video, fullgraph=True, dynamic=False)
+            decode = torch.compile(decode, fullgraph=True, dynamic=False)
         self._step = step
+        self._decode: Replayed[Tensor] = Replayed(decode, device)
         self._pool: list[Slots] = []  # of batches that are over: their memory fits, their graphs are captured
         if device.on_cuda:
             torch.cuda.synchronize(place)  # the networks were moved on another stream than the runner's
@@ -188,7 +189,8 @@ class TorchRunner:
     @_on_device
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
         """See DecodesLater."""
-        video = self._decode(self._tensor(latents))
+        # One window at a time, which is what a render asks for; the next is written where this one was.
+        video = torch.cat([self._decode(one).clone() for one in self._tensor(latents).split(1)])
         if self._stream is None or self._copies is None:
             return functools.partial(_array, video)
         host = torch.empty(video.shape, dtype=video.dtype, pin_memory=True)

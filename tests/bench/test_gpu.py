@@ -1,7 +1,6 @@
 """`make gpu`, its code at tiny sizes on the CPU: what every piece finds, the gates, files that survive a failure."""
 
 import json
-import os
 import subprocess
 import sys
 import time
