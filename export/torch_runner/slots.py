@@ -1,6 +1,6 @@
 """The batch under way on a device: tensors that stay where they are, a row a segment, and the step that moves them.
 
-A batch of n segments runs in the first rows, padded to the next of a few sizes, so that on a GPU each size is captured
+A batch of n segments runs in the first rows, on a GPU padded to the next of a few sizes, so that each size is captured
 once as a CUDA graph over fixed addresses and then only replayed; the same tensors serve every size. Rows are
 independent: what lies in the padding does not reach the others.
 """
@@ -71,10 +71,10 @@ class Slots:
         for place, rows in ((3, timestep), (4, coefficients), (5, guidance), (2, noise)):
             if rows is not None:  # without noise its coefficient is 0
                 self._tensors[place][: self.count].copy_(rows)
-        rows = bucket(self.count)
         if not self._device.on_cuda:
-            self._run(rows)
+            self._run(self.count)
             return
+        rows = bucket(self.count)
         if rows not in self._graphs:
             self._graphs[rows], _ = captured(lambda: self._call(rows), lambda: self._run(rows), self._pool)
         self._graphs[rows].replay()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,5 +246,20 @@ def test_options_after_the_device_choose_type_and_compilation() -> None:
     ]
 
 
-def test_batches_run_in_few_sizes() -> None:
+def test_batches_run_in_few_sizes_on_a_gpu_and_as_they_are_on_the_cpu(bundle: Bundle) -> None:
     assert [bucket(n) for n in range(1, 18)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16, 24]
+    runner = open_runner(bundle, "cpu", threads=1)
+    assert [runner.rows(n) for n in range(1, 8)] == [1, 2, 3, 4, 5, 6, 7]
+    seen: list[int] = []
+    stepped = runner._step
+
+    def step(x: torch.Tensor, *rest: torch.Tensor) -> Any:
+        seen.append(len(x))
+        return stepped(x, *rest)
+
+    runner._step = step
+    denoising = runner.start(segments(bundle, 5))
+    denoising.step(*step_arguments(5, 0, segments(bundle, 1).x.shape[1:]))
+    denoising.keep([0, 2, 4])
+    denoising.step(*step_arguments(3, 0, segments(bundle, 1).x.shape[1:]))
+    assert seen == [5, 3]
