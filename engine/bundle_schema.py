@@ -106,7 +106,7 @@ class Plan:
     flags: tuple[str, ...]  # of the build, sorted: "refit"
     graph_sha256: str  # of the graph it was built from, weights included
     kernels_sha256: str  # of the kernels that it holds as plugins, "" for none
-    accepted_on: str  # the GPU on which its answers were compared with ONNX Runtime's, "" for none yet
+    accepted_on: tuple[str, ...]  # GPUs on which its answers were compared with ONNX Runtime's, sorted; none at first
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _plans(value: object, where: str) -> tuple[Plan, ...]:
             if field.type is str:
                 values[field.name] = _string(found, f"{field.name} of {where}")
                 continue
-            kind = str if field.name == "flags" else int
+            kind = str if field.name in ("flags", "accepted_on") else int
             if not isinstance(found, list | tuple) or not all(type(each) is kind for each in found):
                 raise _bad(f"a list of {kind.__name__} for {field.name} of {where}", repr(found), _REEXPORT)
             values[field.name] = tuple(found)

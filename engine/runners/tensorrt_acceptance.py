@@ -46,7 +46,7 @@ def ensure_accepted(bundle: Bundle, plan: Plan, device: str, execute: Execute, r
         InputError: ONNX Runtime is missing, or cannot run the bundle's graphs on the CPU: those in bfloat16, which
             nuwaxl-export verifies.
     """
-    if device in (plan.accepted_on, _recorded(plan, device)):
+    if device in (*plan.accepted_on, _recorded(plan, device)):
         return
     try:
         accepted = compare(bundle, plan, execute, reference)

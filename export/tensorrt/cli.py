@@ -81,7 +81,8 @@ class _Terminal:
     def __call__(self, step: Step) -> None:
         if step.finished:
             self._close()
-            state = f"accepted on {step.plan.accepted_on}" if step.plan.accepted_on else "unverified: not run yet"
+            names = ", ".join(step.plan.accepted_on)
+            state = f"accepted on {names}" if names else "unverified: not run yet"
             made = "there already" if step.kept else f"{step.bytes / 1e6:.1f} MB  {step.seconds:.1f} s"
             print(f"{step.plan.graph:8} {step.plan.file.split('/')[-1][:12]}  {made}  {state}", flush=True)
             return

@@ -23,7 +23,7 @@ class BundleGate:
         self._references: dict[Path, Run] = {}
 
     def __call__(self, bundle: Bundle, plan: Plan, file: Path) -> str:
-        """The name of the GPU that accepted the plan, "" where this machine has none that can run it.
+        """The name of the GPU here that accepted the plan, now or before; "" where none here can run it.
 
         Raises:
             PlanRefused: an answer is wrong.
@@ -35,6 +35,8 @@ class BundleGate:
         try:
             if device.sm not in plan.sm:
                 return ""
+            if device.name in plan.accepted_on:
+                return device.name
             transfers = Transfers(device, device.stream())
             graph = bundle.manifest.graphs[plan.graph]
             engine = PlanEngine(load_tensorrt(plan.runtime), plan, graph, file, Scratch(device), None)

@@ -26,7 +26,8 @@ BATCHES = (1, 2, 4, 8, 16)
 
 # Builds a plan of a graph into a file; as build_apart, or a refit of another bundle's plan.
 Make = Callable[[Request, Path, Callable[[str, float], None]], Built]
-# Compares the answers of the plan in a file with ONNX Runtime's; the GPU's name, or "" where none here can run it.
+# Compares the answers of the plan in a file with ONNX Runtime's, unless the GPU here has accepted it before; that GPU's
+# name, or "" where none here can run it.
 Gate = Callable[[Bundle, Plan, Path], str]
 
 
@@ -114,7 +115,7 @@ def wanted(manifest: Manifest, options: Options, folder: Path) -> list[Plan]:
                 flags=(REFIT,) if options.refit else (),
                 graph_sha256=graph_sha256(manifest, graph),
                 kernels_sha256=_kernels(manifest, kernels & nodes_of(folder / manifest.graphs[graph].file)),
-                accepted_on="",
+                accepted_on=(),
             ),
             manifest,
         )
@@ -145,9 +146,8 @@ def add_plans(
     with _plans_folder(folder):
         for plan in wanted(manifest, options, folder):
             if plan.file in present:
-                plan = present[plan.file]
-                if not plan.accepted_on:  # perhaps this machine has a GPU, where the one that built it had none
-                    plan = replace(plan, accepted_on=gate(bundle, plan, folder / plan.file))
+                # Perhaps this machine has a GPU where the one that built it had none, or one of another name.
+                plan = _accepted(bundle, present[plan.file], folder / plan.file, gate)
                 result.append(plan)
                 progress(Step(plan, "", 1.0, finished=True, kept=True))
                 continue
@@ -159,7 +159,7 @@ def add_plans(
                 lambda phase, done, plan=plan: progress(Step(plan, phase, done)),  # type: ignore[misc]
             )
             progress(Step(plan, "comparing with ONNX Runtime", 1.0))
-            plan = replace(plan, accepted_on=gate(bundle, plan, part))
+            plan = _accepted(bundle, plan, part, gate)
             part.replace(target)
             size = graph_size(bundle.file(plan.graph))
             if built.peak_bytes:  # a refit builds nothing
@@ -209,6 +209,12 @@ def request(bundle: Bundle, plan: Plan) -> Request:
         timing_cache=cache,
         plugins=bundle.path if plan.kernels_sha256 else None,
     )
+
+
+def _accepted(bundle: Bundle, plan: Plan, file: Path, gate: Gate) -> Plan:
+    """The plan with the GPU here among those that accepted it, where there is one that can run it."""
+    name = gate(bundle, plan, file)
+    return replace(plan, accepted_on=tuple(sorted({*plan.accepted_on, name} - {""})))
 
 
 def _kernels(manifest: Manifest, nodes: set[str]) -> str:

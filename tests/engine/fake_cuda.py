@@ -70,6 +70,7 @@ class FakeCuda:
     def __init__(self, gpus: int = 1, capability: tuple[int, int] = (9, 0)) -> None:
         self.gpus = gpus
         self.capability = capability
+        self.name = "NVIDIA Fake"
         self.current = -1
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.live: dict[int, str] = {}
@@ -144,7 +145,7 @@ class FakeCuda:
         return Status.cudaSuccess, 0
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Status, Any]:
-        return self._called("cudaGetDeviceProperties", device), SimpleNamespace(name=b"NVIDIA Fake")
+        return self._called("cudaGetDeviceProperties", device), SimpleNamespace(name=self.name.encode())
 
     def cudaDeviceGetAttribute(self, attribute: int, device: int) -> tuple[Status, int]:
         return self._called("cudaDeviceGetAttribute", attribute, device), self.capability[attribute - 75]

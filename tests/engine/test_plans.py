@@ -31,7 +31,7 @@ def plan_of(manifest: Manifest, graph: str = "step", **changes: object) -> Plan:
         flags=(),
         graph_sha256=graph_sha256(manifest, graph),
         kernels_sha256="",
-        accepted_on="",
+        accepted_on=(),
     )
     return named(replace(plan, **changes), manifest)  # type: ignore[arg-type]
 
@@ -84,7 +84,7 @@ def test_every_fact_is_in_the_key(manifest: Manifest, change: dict[str, object])
 
 def test_the_tensors_are_in_the_key_and_the_acceptance_is_not(manifest: Manifest) -> None:
     plan = plan_of(manifest)
-    assert key(replace(plan, accepted_on="a GPU", file="elsewhere"), manifest) == key(plan, manifest)
+    assert key(replace(plan, accepted_on=("a GPU",), file="elsewhere"), manifest) == key(plan, manifest)
     graph = manifest.graphs["step"]
     wider = replace(graph, inputs=(*graph.inputs[:-1], TensorSpec("known", ("batch", 4, 3, 8, 16), "float32")))
     assert key(plan, replace(manifest, graphs={**manifest.graphs, "step": wider})) != key(plan, manifest)

@@ -28,6 +28,7 @@ from .fake_cuda import FakeCuda, Status
 from .fake_tensorrt import FakeTensorRT, plan_bytes
 
 BATCHES = (1, 2)
+GPU = "NVIDIA Fake"
 ROW = np.array([[0.9, -0.3, 0.2, 0.7, 0.4, 0]], dtype=np.float32)  # with a part of the history
 
 
@@ -40,14 +41,14 @@ def own_acceptances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Machine:
     """A GPU, a TensorRT on it, and a bundle with plans for both."""
 
-    def __init__(self, folder: Path, runtime: str = "tensorrt", accepted_on: str = "NVIDIA Fake") -> None:
+    def __init__(self, folder: Path, runtime: str = "tensorrt", accepted_on: tuple[str, ...] = (GPU,)) -> None:
         self.cuda = FakeCuda()
         self.trt = FakeTensorRT(self.cuda, capturable=True if runtime == "tensorrt-rtx" else None)
         self.folder = folder
         self.runtime = runtime
         self.plans = self.add_plans(BATCHES, accepted_on)
 
-    def add_plans(self, batches: tuple[int, ...], accepted_on: str) -> list[Plan]:
+    def add_plans(self, batches: tuple[int, ...], accepted_on: tuple[str, ...]) -> list[Plan]:
         bundle = Bundle.open(self.folder)
         plans = []
         (self.folder / "plans").mkdir(exist_ok=True)
@@ -122,7 +123,7 @@ def test_segments_are_denoised_as_by_onnx_runtime_whatever_the_buckets(
     own_bundle: Path, reference: OnnxRuntimeRunner, runtime: str, batches: tuple[int, ...]
 ) -> None:
     machine = Machine(own_bundle, runtime)
-    machine.add_plans(batches, "NVIDIA Fake")
+    machine.add_plans(batches, (GPU,))
     runner = machine.runner()
     for found, expected in zip(denoise(runner), denoise(reference), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -276,7 +277,7 @@ def wrong_rows(graph: str, batch: int, outputs: dict[str, np.ndarray]) -> None:
 
 
 def test_a_plan_that_nobody_verified_is_compared_before_it_is_used_and_that_is_kept(own_bundle: Path) -> None:
-    machine = Machine(own_bundle, "tensorrt-rtx", accepted_on="")
+    machine = Machine(own_bundle, "tensorrt-rtx", accepted_on=())
     machine.runner().close()
     compared = len(machine.trt.executed)
     assert {graph for graph, _ in machine.trt.executed} == {"prepare", "step", "decode"}
@@ -287,8 +288,10 @@ def test_a_plan_that_nobody_verified_is_compared_before_it_is_used_and_that_is_k
     assert len(machine.trt.executed) > compared + 1
 
 
-@pytest.mark.parametrize("accepted_on", ["", "NVIDIA Other"])
-def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(own_bundle: Path, accepted_on: str) -> None:
+@pytest.mark.parametrize("accepted_on", [(), ("NVIDIA Other",)])
+def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(
+    own_bundle: Path, accepted_on: tuple[str, ...]
+) -> None:
     machine = Machine(own_bundle, accepted_on=accepted_on)
     machine.trt.change = wrong_rows
     for _ in range(2):
@@ -299,8 +302,14 @@ def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(own_bund
     machine.runner()
 
 
+def test_a_plan_that_this_gpu_among_others_accepted_is_not_compared_again(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, accepted_on=("NVIDIA Another", GPU))
+    machine.runner()
+    assert machine.trt.executed == []
+
+
 def test_what_was_accepted_on_one_gpu_is_not_on_another(own_bundle: Path) -> None:
-    machine = Machine(own_bundle, accepted_on="")
+    machine = Machine(own_bundle, accepted_on=())
     machine.runner().close()
     before = len(machine.trt.executed)
     bundle, plan = Bundle.open(own_bundle), machine.plans[0]
@@ -324,14 +333,14 @@ def test_an_unverified_plan_without_onnx_runtime_says_what_is_missing(
     def missing(*_: object) -> OnnxRuntimeRunner:
         raise InputError(expected="onnxruntime", found="none", fix="install it")
 
-    machine = Machine(own_bundle, accepted_on="")
+    machine = Machine(own_bundle, accepted_on=())
     monkeypatch.setattr(tensorrt_acceptance, "OnnxRuntimeRunner", missing)
     with pytest.raises(InputError, match=r"onnxruntime, to verify the plan of .*; found none; install it"):
         machine.runner()
 
 
 def test_an_unverified_plan_of_a_bfloat16_bundle_is_not_used(own_bundle: Path) -> None:
-    machine = Machine(own_bundle, accepted_on="")
+    machine = Machine(own_bundle, accepted_on=())
     opened = Bundle.open(own_bundle)
     bundle = replace(opened, manifest=replace(opened.manifest, precision="bf16"))
 
@@ -393,7 +402,7 @@ def test_an_engine_that_is_not_what_the_manifest_says_is_refused(machine: Machin
 
 
 def test_plans_without_a_common_batch_are_refused(machine: Machine) -> None:
-    others = machine.add_plans((4,), "NVIDIA Fake")
+    others = machine.add_plans((4,), (GPU,))
     mixed = [new if new.graph == "step" else old for new, old in zip(others, machine.plans, strict=True)]
     write_plans(machine.folder, mixed)
     with pytest.raises(InputError, match=r"with a batch in common; found \(1, 2\) and \(4,\)"):

@@ -51,7 +51,7 @@ def test_every_graph_gets_a_plan_and_the_bundle_opens(folder: Path) -> None:
     bundle = Bundle.open(folder)
     assert bundle.manifest.plans == tuple(made)
     assert {plan.graph for plan in made} == GRAPHS
-    assert all(plan.accepted_on == "GPU X" for plan in made)
+    assert all(plan.accepted_on == ("GPU X",) for plan in made)
     for plan in made:
         assert f"batches={OPTIONS.batches}" in (folder / plan.file).read_text()
         assert str(bundle.file(plan.graph)) in (folder / plan.file).read_text()

@@ -56,7 +56,7 @@ def make(request: Any, out: Path, progress: Any) -> Built:
 
 def test_plans_that_a_gpu_here_accepts_are_written_with_its_name(machine: Machine, folder: Path) -> None:
     made = add_plans(folder, OPTIONS, make=make, gate=BundleGate())
-    assert {plan.accepted_on for plan in made} == {"NVIDIA Fake"}
+    assert {plan.accepted_on for plan in made} == {("NVIDIA Fake",)}
     assert {batch for _, batch in machine.trt.executed} == {1, 2}
     assert not machine.cuda.live
 
@@ -70,7 +70,7 @@ def test_plans_in_bfloat16_which_no_cpu_computes_are_compared_with_its_emulation
     (folder / "manifest.json").write_text(text.replace('"fp32"', '"bf16"'))
     assert Bundle.open(folder).manifest == replace(manifest, precision="bf16")
     made = add_plans(folder, OPTIONS, make=make, gate=BundleGate())
-    assert {plan.accepted_on for plan in made} == {"NVIDIA Fake"}
+    assert {plan.accepted_on for plan in made} == {("NVIDIA Fake",)}
     assert len(machine.trt.executed) > 10
 
     def wrong(graph: str, batch: int, outputs: dict[str, np.ndarray]) -> None:
@@ -105,15 +105,36 @@ def test_without_a_gpu_that_can_run_them_plans_are_written_as_unverified_and_ver
     else:
         machine.cuda.capability = (8, 0)
     made = add_plans(folder, OPTIONS, make=make, gate=BundleGate())
-    assert {plan.accepted_on for plan in made} == {""}
+    assert {plan.accepted_on for plan in made} == {()}
     assert machine.trt.executed == []
 
     machine.cuda.fail.clear()
     machine.cuda.capability = (9, 0)
     files = {path: path.stat().st_mtime_ns for path in (folder / "plans").iterdir()}
     add_plans(folder, OPTIONS, make=make, gate=BundleGate())
-    assert {plan.accepted_on for plan in Bundle.open(folder).manifest.plans} == {"NVIDIA Fake"}
+    assert {plan.accepted_on for plan in Bundle.open(folder).manifest.plans} == {("NVIDIA Fake",)}
     assert {path: path.stat().st_mtime_ns for path in (folder / "plans").iterdir()} == files, "nothing is built again"
+
+
+def test_a_plan_accepted_on_one_gpu_is_verified_once_on_each_other_of_the_same_generation(
+    machine: Machine, folder: Path
+) -> None:
+    made = add_plans(folder, OPTIONS, make=make, gate=BundleGate())
+    compared = len(machine.trt.executed)
+    assert add_plans(folder, OPTIONS, make=make, gate=BundleGate()) == made
+    assert len(machine.trt.executed) == compared, "this GPU has accepted them before"
+
+    machine.cuda.name = "NVIDIA Another"
+    for _ in range(2):
+        add_plans(folder, OPTIONS, make=make, gate=BundleGate())
+        accepted = {plan.accepted_on for plan in Bundle.open(folder).manifest.plans}
+        assert accepted == {("NVIDIA Another", "NVIDIA Fake")}
+        assert len(machine.trt.executed) == 2 * compared
+
+    machine.trt.change = lambda graph, batch, outputs: [array.fill(0) for array in outputs.values()]
+    machine.cuda.name = "NVIDIA Third"
+    with pytest.raises(PlanRefused):
+        add_plans(folder, OPTIONS, make=make, gate=BundleGate())
 
 
 def test_an_unverified_plan_that_turns_out_wrong_is_refused(machine: Machine, folder: Path) -> None:
