@@ -21,7 +21,7 @@ from nuwaxl.engine.runners.device.base import Stream
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.slots import Tensors
 from nuwaxl.engine.runners.tensorrt_acceptance import Reference, ensure_accepted
-from nuwaxl.engine.runners.tensorrt_calls import Call, Transfers, Work, executor
+from nuwaxl.engine.runners.tensorrt_calls import Call, Executor, Transfers, Work
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
@@ -49,6 +49,7 @@ class TensorRTRunner:
         self._bundle = bundle
         self._trt = load_tensorrt(worker.kind) if trt is None else trt
         self._device = CudaDevice(worker.index) if device is None else device
+        self._engines: dict[str, PlanEngine] = {}
         try:
             self._target = Target(worker.kind, str(self._trt.__version__), self._device.sm)
             self._plans = {
@@ -58,7 +59,6 @@ class TensorRTRunner:
             self._buckets = self._common_buckets()
             self._stream = self._device.stream()
             self._transfers = Transfers(self._device, self._stream)
-            self._engines: dict[str, PlanEngine] = {}
             self._calls: dict[tuple[str, int], Call] = {}
             self._lanes: dict[int, list[_Lane]] = {}
             self._load(_LOOP)
@@ -105,8 +105,8 @@ class TensorRTRunner:
         for engine in self._engines.values():
             engine.save_cache()
         # Contexts and engines before the memory that they point to.
-        self._calls.clear()
-        self._lanes.clear()
+        for engine in self._engines.values():
+            engine.free()
         self._engines.clear()
         self._device.close()
 
@@ -178,18 +178,26 @@ class TensorRTRunner:
     def _load(self, graphs: Sequence[str]) -> None:
         """Load plans, then see that each was verified on this GPU: all sizes are known before a context is made."""
         scratch = Scratch(self._device)
-        for graph in graphs:
-            plan = self._plans[graph]
-            cache = cache_folder() / "tensorrt-rtx" / f"{Path(plan.file).stem}-{self._target.sm}.cache"
-            file = self._bundle.path / plan.file
-            self._engines[graph] = PlanEngine(
-                self._trt, plan, self._bundle.manifest.graphs[graph], file, scratch, cache
-            )
         reference = Reference(self._bundle)
-        for graph in graphs:
-            execute = executor(self._engines[graph], self._device, self._transfers)
-            ensure_accepted(self._bundle, self._plans[graph], self._device.name, execute, reference)
-            self._engines[graph].save_cache()
+        engines: dict[str, PlanEngine] = {}
+        try:
+            for graph in graphs:
+                plan = self._plans[graph]
+                cache = cache_folder() / "tensorrt-rtx" / f"{Path(plan.file).stem}-{self._target.sm}.cache"
+                file = self._bundle.path / plan.file
+                engines[graph] = PlanEngine(self._trt, plan, self._bundle.manifest.graphs[graph], file, scratch, cache)
+            for graph, engine in engines.items():
+                execute = Executor(engine, self._device, self._transfers)
+                try:
+                    ensure_accepted(self._bundle, self._plans[graph], self._device.name, execute, reference)
+                finally:
+                    execute.free()
+                engine.save_cache()
+        except BaseException:
+            for engine in engines.values():
+                engine.free()
+            raise
+        self._engines |= engines  # only now: nobody runs a plan that was refused
 
     def _new_lane(self, bucket: int) -> "_Lane":
         return _Lane(self, self._engines["prepare"], self._engines["step"], bucket)

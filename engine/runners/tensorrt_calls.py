@@ -77,9 +77,11 @@ class Work:
         self._after()
 
     def free(self) -> None:
-        """Give the recording back."""
+        """Give the recording and the context back, once they no longer run."""
+        self._stream.synchronize()
         if self._graph is not None:
             self._graph.free()
+        self._context.free()
 
 
 class Call:
@@ -111,19 +113,25 @@ class Call:
         self._tensors.free()
 
 
-def executor(
-    engine: PlanEngine, device: Device, transfers: Transfers
-) -> Callable[[Mapping[str, NDArray[Any]]], Arrays]:
-    """Runs a plan on inputs of exactly one bucket, for the gate; a bucket's memory is given back at the next one."""
-    calls: dict[int, Call] = {}
+class Executor:
+    """Runs a plan on inputs of exactly one bucket, for the gate: one bucket at a time has memory."""
 
-    def execute(inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    def __init__(self, engine: PlanEngine, device: Device, transfers: Transfers) -> None:
+        self._engine = engine
+        self._device = device
+        self._transfers = transfers
+        self._bucket = 0
+        self._call: Call | None = None
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         bucket = len(next(iter(inputs.values())))
-        if bucket not in calls:
-            for call in calls.values():
-                call.free()
-            calls.clear()
-            calls[bucket] = Call(engine, bucket, device, transfers)
-        return calls[bucket].run(dict(inputs), bucket)
+        if self._call is None or bucket != self._bucket:
+            self.free()
+            self._call, self._bucket = Call(self._engine, bucket, self._device, self._transfers), bucket
+        return self._call.run(dict(inputs), bucket)
 
-    return execute
+    def free(self) -> None:
+        """Give the memory back."""
+        if self._call is not None:
+            self._call.free()
+            self._call = None

@@ -56,6 +56,7 @@ class PlanEngine:
         self._cache_file = cache
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
+        self._contexts: list[Context] = []
         self._engine = self._runtime.deserialize_cuda_engine(file.read_bytes())
         if self._engine is None:
             raise _unusable(plan, "TensorRT refused to load it")
@@ -69,24 +70,18 @@ class PlanEngine:
         Raises:
             RenderError: there is no memory for it.
         """
-        context = (
-            self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if self._config is None
-            else self._engine.create_execution_context(self._config)
-        )
-        if context is None:
-            raise RenderError(
-                f"expected a context of the plan of {self.plan.graph}; found that TensorRT made none; "
-                "use a smaller --max-batch"
-            )
-        context.set_device_memory(self._scratch.address, self._scratch.bytes)
-        profile = self.plan.batches.index(bucket)
-        _succeed(context.set_optimization_profile_async(profile, stream.handle), "set_optimization_profile_async")
-        # Only the first profile of a context is free; what a switch copies must be there before the first run.
-        stream.synchronize()
-        for spec in self.graph.inputs:
-            _succeed(context.set_input_shape(spec.name, (bucket, *spec.shape[1:])), f"set_input_shape {spec.name}")
-        return Context(self._trt, context, [spec.name for spec in (*self.graph.inputs, *self.graph.outputs)])
+        context = Context(self._create(), [spec.name for spec in (*self.graph.inputs, *self.graph.outputs)])
+        self._contexts.append(context)
+        shapes = {spec.name: (bucket, *spec.shape[1:]) for spec in self.graph.inputs}
+        context.begin(self.plan.batches.index(bucket), shapes, self._scratch, stream)
+        return context
+
+    def free(self) -> None:
+        """Give the engine and all its contexts back, whoever still holds them; of no effect a second time."""
+        for context in self._contexts:
+            context.free()
+        self._contexts.clear()
+        self._config = self._engine = None
 
     def save_cache(self) -> None:
         """Keep what TensorRT-RTX compiled for this GPU, for the next start; of no effect where it cannot be written."""
@@ -100,6 +95,20 @@ class PlanEngine:
             part.replace(self._cache_file)
         except OSError:
             pass
+
+    def _create(self) -> Any:
+        """TensorRT's context, without memory for activations."""
+        context = (
+            self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if self._config is None
+            else self._engine.create_execution_context(self._config)
+        )
+        if context is None:
+            raise RenderError(
+                f"expected a context of the plan of {self.plan.graph}; found that TensorRT made none; "
+                "use a smaller --max-batch"
+            )
+        return context
 
     def _runtime_config(self) -> Any:
         """TensorRT-RTX compiles when it loads: with what it compiled before. TensorRT itself needs none."""
@@ -136,10 +145,20 @@ class PlanEngine:
 class Context:
     """One execution context: tensors at fixed addresses, run on a stream."""
 
-    def __init__(self, trt: Any, context: Any, names: list[str]) -> None:
-        self._trt = trt
+    def __init__(self, context: Any, names: list[str]) -> None:
         self._context = context
         self._names = names
+
+    def begin(
+        self, profile: int, shapes: Mapping[str, tuple[int | str, ...]], scratch: Scratch, stream: Stream
+    ) -> None:
+        """Take the memory for activations and a profile, for inputs of these shapes."""
+        self._context.set_device_memory(scratch.address, scratch.bytes)
+        _succeed(self._context.set_optimization_profile_async(profile, stream.handle), "set_optimization_profile_async")
+        # Only the first profile of a context is free; what a switch copies must be there before the first run.
+        stream.synchronize()
+        for name, shape in shapes.items():
+            _succeed(self._context.set_input_shape(name, shape), f"set_input_shape {name}")
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Say where every tensor is."""
@@ -155,6 +174,10 @@ class Context:
         """Whether a CUDA graph may be made of it; TensorRT-RTX says so, TensorRT finds out."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return True if ask is None else bool(ask(stream.handle))
+
+    def free(self) -> None:
+        """Give it back; of no effect a second time."""
+        self._context = None
 
 
 def _succeed(done: Any, what: str) -> None:

@@ -8,7 +8,7 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.tensorrt_acceptance import compare
-from nuwaxl.engine.runners.tensorrt_calls import Transfers, executor
+from nuwaxl.engine.runners.tensorrt_calls import Executor, Transfers
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.engine.samples import Run
@@ -40,9 +40,15 @@ class BundleGate:
             transfers = Transfers(device, device.stream())
             graph = bundle.manifest.graphs[plan.graph]
             engine = PlanEngine(load_tensorrt(plan.runtime), plan, graph, file, Scratch(device), None)
-            if bundle.path not in self._references:
-                self._references[bundle.path] = reference_of(bundle)
-            compare(bundle, plan, executor(engine, device, transfers), self._references[bundle.path])
+            execute = Executor(engine, device, transfers)
+            try:
+                if bundle.path not in self._references:
+                    self._references[bundle.path] = reference_of(bundle)
+                compare(bundle, plan, execute, self._references[bundle.path])
+            finally:
+                # Contexts and engines before the memory that they point to.
+                execute.free()
+                engine.free()
             return device.name
         finally:
             device.close()

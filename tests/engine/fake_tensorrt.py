@@ -3,6 +3,7 @@ stream lets them, on the memory at the addresses they were given. A plan file is
 
 import ctypes
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,8 @@ class FakeTensorRT:
         self.caches: list[bytes] = []  # what runtime caches were given
         self.refuse = False
         self.scratch = 4096
+        self.alive: weakref.WeakSet[_Engine | _Context] = weakref.WeakSet()  # engines and contexts
+        self.bound: set[int] = set()  # addresses that tensors were ever given
 
     def Runtime(self, logger: Any) -> Any:
         return SimpleNamespace(deserialize_cuda_engine=lambda content: None if self.refuse else _Engine(self, content))
@@ -60,6 +63,7 @@ class _Engine:
     def __init__(self, trt: FakeTensorRT, content: bytes) -> None:
         facts = json.loads(content)
         self.trt = trt
+        trt.alive.add(self)
         self.batches: list[int] = facts["batches"]
         self.graph = Path(facts["graph"]).stem
         self.session = onnxruntime.InferenceSession(facts["graph"], providers=["CPUExecutionProvider"])
@@ -120,6 +124,7 @@ class _Context:
 
     def __init__(self, engine: _Engine) -> None:
         self.engine = engine
+        engine.trt.alive.add(self)
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.batch = 0
@@ -143,6 +148,7 @@ class _Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory
+        self.engine.trt.bound.add(memory)
         return name in self.engine.names
 
     def execute_async_v3(self, stream_handle: int) -> bool:

@@ -288,16 +288,46 @@ def test_a_plan_that_nobody_verified_is_compared_before_it_is_used_and_that_is_k
     assert len(machine.trt.executed) > compared + 1
 
 
+def test_what_the_comparison_took_is_given_back(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, accepted_on=())
+    runner = machine.runner()
+    assert machine.trt.executed
+    assert "exec" not in machine.cuda.live.values()
+    assert not machine.trt.bound & machine.cuda.live.keys()
+    assert len(machine.trt.alive) == 3, "the engines of the loop, and no context"
+    runner.close()
+
+
+def test_a_plan_that_was_refused_is_not_run_the_next_time(own_bundle: Path) -> None:
+    machine = Machine(own_bundle, accepted_on=())
+    runner = machine.runner()
+    machine.trt.change = lambda graph, batch, outputs: [array.fill(0) for array in outputs.values()]
+    for _ in range(2):
+        with pytest.raises(PlanRefused, match="graph text"):
+            runner.encode_text(np.zeros((1, 3), dtype=np.int64))
+        assert len(machine.trt.alive) == 3
+    runner.close()
+
+
 @pytest.mark.parametrize("accepted_on", [(), ("NVIDIA Other",)])
 def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(
-    own_bundle: Path, accepted_on: tuple[str, ...]
+    own_bundle: Path, accepted_on: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(own_bundle, accepted_on=accepted_on)
     machine.trt.change = wrong_rows
+    left: list[int] = []
+    close = CudaDevice.close
+
+    def closed(device: CudaDevice) -> None:
+        left.append(len(machine.trt.alive))
+        close(device)
+
+    monkeypatch.setattr(CudaDevice, "close", closed)
     for _ in range(2):
         with pytest.raises(PlanRefused, match="graph step, output x_next, batch 2, row 1"):
             machine.runner()
         assert not machine.cuda.live
+        assert left.pop() == 0, "engines and contexts go before the memory that they point to"
     machine.trt.change = lambda *_: None
     machine.runner()
 

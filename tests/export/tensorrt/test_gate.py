@@ -82,18 +82,29 @@ def test_plans_in_bfloat16_which_no_cpu_computes_are_compared_with_its_emulation
         add_plans(folder, replace(OPTIONS, sm=(90,)), make=make, gate=BundleGate())
 
 
-def test_a_wrong_row_at_a_larger_batch_keeps_all_plans_out(machine: Machine, folder: Path) -> None:
+def test_a_wrong_row_at_a_larger_batch_keeps_all_plans_out(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(graph: str, batch: int, outputs: dict[str, np.ndarray]) -> None:
         if graph == "decode" and batch == 2:
             outputs["video"][1] ^= 64
 
     machine.trt.change = wrong
     before = (folder / "manifest.json").read_bytes()
+    left: list[int] = []
+    close = CudaDevice.close
+
+    def closed(device: CudaDevice) -> None:
+        left.append(len(machine.trt.alive))
+        close(device)
+
+    monkeypatch.setattr(CudaDevice, "close", closed)
     with pytest.raises(PlanRefused, match="graph decode, output video, batch 2, row 1"):
         add_plans(folder, OPTIONS, make=make, gate=BundleGate())
     assert (folder / "manifest.json").read_bytes() == before
     assert not (folder / "plans").exists()
     assert not machine.cuda.live
+    assert set(left) == {0}, "engines and contexts go before the memory that they point to"
 
 
 @pytest.mark.parametrize("why", ["no driver", "another GPU"])
