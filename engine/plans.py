@@ -79,6 +79,13 @@ def build_hint(target: Target, where: str) -> str:
     return f"run nuwaxl-export {where} --target {target.runtime}{sm}"
 
 
+def build_command(plan: Plan, where: str) -> str:
+    """The command that builds a plan of this key, or verifies it where it is there."""
+    sm = f" --sm {','.join(map(str, plan.sm))}" if plan.runtime == "tensorrt-rtx" else ""
+    flags = "".join(f" --{flag}" for flag in plan.flags)
+    return f"nuwaxl-export {where} --target {plan.runtime}{sm} --batches {','.join(map(str, plan.batches))}{flags}"
+
+
 def without_stale(manifest: Manifest, added: Sequence[Plan]) -> list[Plan]:
     """The manifest's plans and the added ones, but for those that the added ones replace, and those of which
     graph or kernels have changed since they were built."""

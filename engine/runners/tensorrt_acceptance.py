@@ -15,6 +15,7 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.costs import cache_folder
 from nuwaxl.engine.devices import Worker, available_cores
+from nuwaxl.engine.plans import build_command
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.samples import Run, Samples
 from nuwaxl.engine.text import PromptTokenizer
@@ -51,11 +52,10 @@ def ensure_accepted(bundle: Bundle, plan: Plan, device: str, execute: Execute, r
     try:
         accepted = compare(bundle, plan, execute, reference)
     except InputError as error:
-        sm = f" --sm {','.join(map(str, plan.sm))}" if plan.runtime == "tensorrt-rtx" else ""
         raise InputError(
             expected=f"{error.expected}, to verify the plan of {plan.graph}, which nobody has verified on this GPU",
             found=error.found,
-            fix=f"run nuwaxl-export {bundle.path} --target {plan.runtime}{sm} on this machine, which verifies them"
+            fix=f"run {build_command(plan, str(bundle.path))}, on this machine, which verifies them"
             if bundle.manifest.precision == "bf16"
             else error.fix,
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import onnx
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan
+from nuwaxl.engine.plans import build_command, graph_sha256, named
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
-from nuwaxl.export.tensorrt.build import REFIT, BuildError, Messages, Request
+from nuwaxl.export.tensorrt.build import BuildError, Messages, Request
 from nuwaxl.export.tensorrt.builder import Built
-from nuwaxl.export.tensorrt.plans import Gate, Options, Step, add_plans
+from nuwaxl.export.tensorrt.plans import Gate, Options, Step, add_plans, wanted
 
 # Of an initializer, what is no part of its topology.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "external_data", "data_location", "doc_string")
@@ -36,13 +38,13 @@ def refit_plans(
     Needs a GPU. The gate is that of a new plan.
 
     Raises:
-        InputError: `source` has no such plan, or its graphs differ in more than their weights.
+        InputError: `source` has no such plan, or its graphs or kernels differ in more than the weights.
         BuildError: TensorRT does not take the weights.
         PlanRefused: a plan's answers are wrong.
     """
     module = load_tensorrt(options.runtime) if trt is None else trt
     target, origin = Bundle.open(folder), Bundle.open(source)
-    plans = {graph: _origin(origin, target, graph, options) for graph in target.manifest.graphs}
+    plans = {plan.graph: _origin(origin, target, plan) for plan in wanted(target.manifest, options, folder)}
 
     def make(request: Request, out: Path, report: Callable[[str, float], None]) -> Built:
         started = time.monotonic()
@@ -67,6 +69,7 @@ def refit(trt: Any, content: bytes, graph: Path) -> bytes:
         raise BuildError(f"{graph.name}: TensorRT cannot load the plan to refit: {messages.first()}")
     refitter = trt.Refitter(engine, messages.logger)
     parser = trt.OnnxParserRefitter(refitter, messages.logger)
+    # It finds weights by their names, and looks into no node: a graph whose nodes are plugins has the same ones.
     if not parser.refit_from_file(str(graph)):
         raise BuildError(f"{graph.name}: TensorRT cannot take its weights: {messages.first()}")
     missing = list(refitter.get_missing_weights())
@@ -88,21 +91,21 @@ def topology(graph: Path) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _origin(origin: Bundle, target: Bundle, graph: str, options: Options) -> Plan:
-    for plan in origin.manifest.plans:
-        if (
-            plan.graph == graph
-            and (plan.runtime, plan.version) == (options.runtime, options.version)
-            and (plan.sm, plan.batches) == (options.sm, options.batches)
-            and REFIT in plan.flags
-        ):
-            break
-    else:
+def _origin(origin: Bundle, target: Bundle, wanted: Plan) -> Plan:
+    """The plan to refit: the one that is wanted in all but the weights. Its kernels are what no refit changes."""
+    graph = wanted.graph
+    same = named(replace(wanted, graph_sha256=graph_sha256(origin.manifest, graph)), origin.manifest)
+    plans = origin.manifest.plans
+    if same.file not in {plan.file for plan in plans}:
+        but_kernels = {"file": same.file, "accepted_on": (), "kernels_sha256": same.kernels_sha256}
+        others = any(replace(plan, **but_kernels) == same for plan in plans)
         raise InputError(
-            expected=f"a plan of {graph} for {options.runtime} {options.version}, SM {options.sm}, batches "
-            f"{options.batches}, built with --refit, in {origin.path}",
-            found="none",
-            fix=f"build it there: nuwaxl-export {origin.path} --target {options.runtime} --refit",
+            expected=f"a plan of {graph} for {wanted.runtime} {wanted.version}, SM {wanted.sm}, batches "
+            f"{wanted.batches}, with the kernels of {target.path}, built with --refit, in {origin.path}",
+            found="one with other kernels" if others else "none",
+            fix=f"build the plans of {target.path}, without --refit-from"
+            if others
+            else f"build it there: {build_command(wanted, str(origin.path))}",
         )
     if topology(origin.file(graph)) != topology(target.file(graph)):
         raise InputError(
@@ -110,4 +113,4 @@ def _origin(origin: Bundle, target: Bundle, graph: str, options: Options) -> Pla
             found="another graph",
             fix="build its plans, without --refit-from",
         )
-    return plan
+    return same

@@ -378,7 +378,8 @@ def test_an_unverified_plan_of_a_bfloat16_bundle_is_not_used(own_bundle: Path) -
         raise AssertionError("there is nothing to compare it with")
 
     with pytest.raises(
-        InputError, match=r"to verify the plan of .*; found bf16 in .*; run nuwaxl-export .* on this machine"
+        InputError,
+        match=r"to verify the plan of .*; found bf16 in .*; run nuwaxl-export .* --batches 1,2, on this",
     ):
         tensorrt_acceptance.ensure_accepted(
             bundle, machine.plans[0], "NVIDIA Fake", execute, tensorrt_acceptance.Reference(bundle)

@@ -184,6 +184,7 @@ def test_a_graph_for_plugins_names_their_namespace_and_keeps_the_other_bodies(tm
     assert nodes_of(path) == {"TemporalAttention", "TemporalConv"}
     model = onnx.load_from_string(with_plugins(path, {"TemporalAttention"}))
     assert [function.name for function in model.functions] == ["TemporalConv"]
+    assert list(model.graph.initializer) == list(onnx.load(path).graph.initializer), "a refit finds them by their names"
     for node in model.graph.node:
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.op_type == "TemporalAttention":

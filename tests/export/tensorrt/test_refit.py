@@ -20,6 +20,8 @@ from nuwaxl.export.tensorrt.builder import Built  # noqa: E402
 from nuwaxl.export.tensorrt.plans import Options, add_plans  # noqa: E402
 from nuwaxl.export.tensorrt.refit import refit_plans, topology  # noqa: E402
 
+from .changed import add_kernels, call_a_kernel, change_graph  # noqa: E402
+
 OPTIONS = Options("tensorrt", "11.4.0", (90,), (1, 2), refit=True)
 
 
@@ -92,22 +94,6 @@ def old(tmp_path: Path) -> Path:
     return folder
 
 
-def change_graph(folder: Path, change: Callable[[Any], None], graph: str = "text") -> None:
-    """Change a graph of a bundle, and the manifest with it."""
-    path = folder / f"{graph}.onnx"
-    model = onnx.load(path)
-    change(model)
-    path.write_bytes(model.SerializeToString())
-    table = json.loads((folder / "manifest.json").read_text())
-    import hashlib
-
-    table["files"][path.name] = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "bytes": path.stat().st_size,
-    }
-    (folder / "manifest.json").write_text(json.dumps(table))
-
-
 def double_weights(model: Any) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
@@ -168,6 +154,25 @@ def test_graphs_that_differ_in_more_than_weights_are_refused(old: Path, new: Pat
 def test_plans_for_something_else_are_not_refitted(old: Path, new: Path, options: Options) -> None:
     with pytest.raises(InputError, match=r"built with --refit, in .*; found none; build it there"):
         refit_plans(new, old, options, trt=FakeTensorRT())
+
+
+def test_plans_with_other_kernels_are_not_refitted(old: Path, new: Path) -> None:
+    for folder in (old, new):
+        change_graph(folder, call_a_kernel)
+        add_kernels(folder, "of the bundle")
+    add_plans(old, OPTIONS, make=make)
+    made = refit_plans(new, old, OPTIONS, trt=FakeTensorRT())
+    assert [plan.graph for plan in made if plan.kernels_sha256] == ["text"]
+    another = shutil.copytree(new, new.with_name("another"))
+    add_kernels(another, "of another Triton")
+    with pytest.raises(InputError, match=r"kernels of .*another, built .*; found one with other kernels; build "):
+        refit_plans(another, old, OPTIONS, trt=FakeTensorRT())
+
+
+def test_a_plan_of_a_graph_that_has_changed_since_is_not_refitted(old: Path, new: Path) -> None:
+    change_graph(old, double_weights)  # its plan still has the first weights, and perhaps another topology
+    with pytest.raises(InputError, match=r"found none; build it there: nuwaxl-export .*old --target tensorrt -"):
+        refit_plans(new, old, OPTIONS, trt=FakeTensorRT())
 
 
 def test_plans_that_were_built_without_refit_are_not_taken(new: Path, tmp_path: Path) -> None:
