@@ -1,4 +1,4 @@
-"""A bundle on disk: opening one with every file verified, writing the manifest of a new one, the demo one."""
+"""A bundle on disk: opening one with its files verified, writing the manifest of a new one, the demo one."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from nuwaxl.engine.bundle_schema import (
     Sampler,
 )
 from nuwaxl.engine.manifest_json import check_graphs, check_plans, manifest_from_json
+from nuwaxl.engine.plans import build_command
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
 
@@ -30,7 +31,7 @@ _EXPORT_HINT = "give the directory that nuwaxl-export wrote"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported model whose files are all present and unchanged.
+    """An exported model whose files are all present and unchanged; its plans may not be, see `plan`.
 
     `sha256` is the hash of manifest.json, which itself holds the hash of every other file.
     """
@@ -41,20 +42,32 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Read and verify a bundle directory: format, version, graphs, and size and sha256 of every file.
+        """Read and verify a bundle directory: format, version, graphs, and size and sha256 of every file but plans.
 
         Raises:
             InputError: not a bundle, a newer format version, a missing file, or a changed byte.
         """
         folder = Path(path)
         manifest, sha256 = _read_manifest(folder)
+        plans = {plan.file for plan in manifest.plans}
         for name, entry in manifest.files.items():
-            _verify(folder / name, entry)
+            if name not in plans:
+                _verify(folder / name, entry, "copy or export the bundle again")
         return cls(path=folder, manifest=manifest, sha256=sha256)
 
     def file(self, graph: str) -> Path:
         """Path of a graph's ONNX file. Large weights lie beside it, in the file `Graph.data` names."""
         return self.path / self.manifest.graphs[graph].file
+
+    def plan(self, plan: Plan) -> Path:
+        """Path of a plan, whose file is verified now: who does not use it does without.
+
+        Raises:
+            InputError: it is missing, or has changed; with the command that builds it again.
+        """
+        path = self.path / plan.file
+        _verify(path, self.manifest.files[plan.file], f"build it again: {build_command(plan, str(self.path))}")
+        return path
 
     @property
     def tokenizer(self) -> Path:
@@ -179,7 +192,7 @@ def demo_bundle() -> Path:
     return path
 
 
-def _verify(path: Path, entry: FileEntry) -> None:
+def _verify(path: Path, entry: FileEntry, fix: str) -> None:
     try:
         size = path.stat().st_size
         digest = _sha256(path) if size == entry.bytes else ""
@@ -187,19 +200,19 @@ def _verify(path: Path, entry: FileEntry) -> None:
         raise InputError(
             expected=f"the bundle's file {path}",
             found=error.strerror or str(error),
-            fix="copy or export the bundle again",
+            fix=fix,
         ) from error
     if size != entry.bytes:
         raise InputError(
             expected=f"{entry.bytes} bytes in {path}",
             found=f"{size} bytes",
-            fix="copy or export the bundle again",
+            fix=fix,
         )
     if digest != entry.sha256:
         raise InputError(
             expected=f"sha256 {entry.sha256[:12]}... of {path}",
             found=f"{digest[:12]}...: the file has changed",
-            fix="copy or export the bundle again",
+            fix=fix,
         )
 
 

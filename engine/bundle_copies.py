@@ -14,7 +14,7 @@ from nuwaxl.errors import InputError
 
 
 def kept_bundle(sha256: str) -> Bundle | None:
-    """This machine's copy of a bundle, every file verified; None if there is none, or a damaged one."""
+    """This machine's copy of a bundle, as Bundle.open verifies it; None if there is none, or a damaged one."""
     try:
         bundle = Bundle.open(_folder(sha256))
     except InputError:

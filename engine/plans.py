@@ -87,15 +87,15 @@ def build_command(plan: Plan, where: str) -> str:
 
 
 def without_stale(manifest: Manifest, added: Sequence[Plan]) -> list[Plan]:
-    """The manifest's plans and the added ones, but for those that the added ones replace, and those of which
-    graph or kernels have changed since they were built."""
-    replaced = {(plan.graph, plan.runtime, sm) for plan in added for sm in plan.sm}
-    kept = [
-        plan
-        for plan in manifest.plans
-        if not _changed(manifest, plan) and not replaced & {(plan.graph, plan.runtime, sm) for sm in plan.sm}
-    ]
-    return [*kept, *added]
+    """The added plans and then the manifest's, since the first that fits is used; but for those that the added ones
+    replace on every GPU they are for, and those of which graph or kernels have changed since they were built."""
+
+    def replaced(plan: Plan) -> bool:
+        return any(
+            (plan.graph, plan.runtime) == (new.graph, new.runtime) and set(plan.sm) <= set(new.sm) for new in added
+        )
+
+    return [*added, *(plan for plan in manifest.plans if not _changed(manifest, plan) and not replaced(plan))]
 
 
 def _changed(manifest: Manifest, plan: Plan) -> list[str]:

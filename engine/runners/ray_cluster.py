@@ -193,8 +193,13 @@ def _load(
         return [n for n, one in zip(numbers, references, strict=True) if not _loaded(one, where[n])]
 
     if without := load(range(len(handles)), None):
-        names = [*bundle.manifest.files, MANIFEST_FILE]
-        load(without, {name: ray.put(np.fromfile(bundle.path / name, dtype=np.uint8)) for name in names})
+        load(without, {name: ray.put(np.fromfile(bundle.path / name, dtype=np.uint8)) for name in needed(bundle)})
+
+
+def needed(bundle: Bundle) -> list[str]:
+    """Files of a bundle that actors, which are on CPUs, need: all but plans for GPUs."""
+    plans = {plan.file for plan in bundle.manifest.plans}
+    return [*(name for name in bundle.manifest.files if name not in plans), MANIFEST_FILE]
 
 
 def _loaded(reference: Any, where: str) -> bool:

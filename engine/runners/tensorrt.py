@@ -184,7 +184,7 @@ class TensorRTRunner:
             for graph in graphs:
                 plan = self._plans[graph]
                 cache = cache_folder() / "tensorrt-rtx" / f"{Path(plan.file).stem}-{self._target.sm}.cache"
-                file = self._bundle.path / plan.file
+                file = self._bundle.plan(plan)
                 engines[graph] = PlanEngine(self._trt, plan, self._bundle.manifest.graphs[graph], file, scratch, cache)
             for graph, engine in engines.items():
                 execute = Executor(engine, self._device, self._transfers)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nuwaxl.engine.bundle_schema import Graph, Plan
+from nuwaxl.engine.plans import build_command
 from nuwaxl.engine.runners.device.base import Device, Memory, Stream
 from nuwaxl.errors import InputError, RenderError
 
@@ -189,5 +190,5 @@ def _unusable(plan: Plan, found: str) -> InputError:
     return InputError(
         expected=f"a plan of {plan.graph} that {plan.runtime} {plan.version} can load in {plan.file}",
         found=found,
-        fix=f"build it again: nuwaxl-export BUNDLE --target {plan.runtime}",
+        fix=f"remove it, and build it again: {build_command(plan, 'BUNDLE')}",
     )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nuwaxl.cli import positive_int
 from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.plans import RUNTIMES
 from nuwaxl.export.tensorrt.gate import BundleGate
 from nuwaxl.export.tensorrt.plans import BATCHES, Options, Step, add_plans, dry_run, options
@@ -81,10 +82,14 @@ class _Terminal:
     def __call__(self, step: Step) -> None:
         if step.finished:
             self._close()
+            if step.dropped:
+                sizes = f"SM {', '.join(map(str, step.plan.sm))}, batches {','.join(map(str, step.plan.batches))}"
+                print(f"{_name(step.plan)}  dropped: {step.plan.runtime} {step.plan.version}, {sizes}", flush=True)
+                return
             names = ", ".join(step.plan.accepted_on)
             state = f"accepted on {names}" if names else "unverified: not run yet"
             made = "there already" if step.kept else f"{step.bytes / 1e6:.1f} MB  {step.seconds:.1f} s"
-            print(f"{step.plan.graph:8} {step.plan.file.split('/')[-1][:12]}  {made}  {state}", flush=True)
+            print(f"{_name(step.plan)}  {made}  {state}", flush=True)
             return
         if not self._drawn:
             return
@@ -102,6 +107,10 @@ class _Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._close()
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.graph:8} {plan.file.split('/')[-1][:12]}"
 
 
 def numbers(text: str) -> tuple[int, ...]:

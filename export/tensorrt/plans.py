@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nuwaxl.engine.bundle import Bundle, read_manifest, write_plans
 from nuwaxl.engine.bundle_schema import Manifest, Plan
 from nuwaxl.engine.costs import cache_folder
-from nuwaxl.engine.plans import PLANS_FOLDER, RUNTIMES, graph_sha256, named, without_stale
+from nuwaxl.engine.plans import RUNTIMES, graph_sha256, named, without_stale
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
 from nuwaxl.export.tensorrt.build import REFIT, Request
 from nuwaxl.export.tensorrt.builder import Built, build_apart
 from nuwaxl.export.tensorrt.estimate import estimate, graph_size, record
+from nuwaxl.export.tensorrt.folder import plans_folder
 from nuwaxl.export.tensorrt.kernels import KERNELS_FILE, Kernels, nodes_of
 
 RTX_SM = (75, 80, 86, 89, 120, 121)
@@ -52,13 +51,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """What a caller hears of: a plan that is being built, and `done` of it; or one that is there."""
+    """What a caller hears of: a plan that is being built, and `done` of it; or one that is there, or no longer is."""
 
     plan: Plan
     phase: str
     done: float
     finished: bool = False
     kept: bool = False  # it was there already
+    dropped: bool = False  # others have taken its place, its graph or its kernels have changed, or its file had
     bytes: int = 0
     seconds: float = 0.0
 
@@ -131,20 +131,20 @@ def add_plans(
     make: Make = build_apart,
     gate: Gate = lambda *_: "",
 ) -> list[Plan]:
-    """Build the plans that a bundle lacks, and list them in its manifest, in one moment, once all are there and have
-    passed the gate. Whatever ends this early leaves the bundle as it was.
+    """Build the plans that a bundle lacks or has damaged, and list them in its manifest, in one moment, once all are
+    there and have passed the gate. Whatever ends this early leaves the bundle as it was.
 
     Raises:
         InputError: not a bundle, or it cannot be written.
         BuildError: a graph cannot be built.
         PlanRefused: a plan's answers are wrong.
     """
-    bundle = Bundle.open(folder)
-    manifest = bundle.manifest
-    present = {plan.file: plan for plan in manifest.plans}
     result = []
-    with _plans_folder(folder):
-        for plan in wanted(manifest, options, folder):
+    with plans_folder(folder):
+        bundle = Bundle.open(folder)
+        present = {plan.file: plan for plan in bundle.manifest.plans if _is_sound(bundle, plan)}
+        damaged = {plan.file for plan in bundle.manifest.plans} - present.keys()
+        for plan in wanted(bundle.manifest, options, folder):
             if plan.file in present:
                 # Perhaps this machine has a GPU where the one that built it had none, or one of another name.
                 plan = _accepted(bundle, present[plan.file], folder / plan.file, gate)
@@ -166,7 +166,16 @@ def add_plans(
                 record(plan.runtime, size, len(plan.batches), built.seconds, built.peak_bytes)
             result.append(plan)
             progress(Step(plan, "", 1.0, finished=True, bytes=target.stat().st_size, seconds=built.seconds))
-        write_plans(folder, without_stale(manifest, result))
+        # Read again: whatever came into it meanwhile stays.
+        manifest = read_manifest(folder)
+        listed = without_stale(
+            replace(manifest, plans=tuple(plan for plan in manifest.plans if plan.file not in damaged)), result
+        )
+        write_plans(folder, listed)
+        kept = {plan.file for plan in listed}
+        for plan in manifest.plans:
+            if plan.file not in kept:
+                progress(Step(plan, "", 1.0, finished=True, dropped=True))
     return result
 
 
@@ -175,7 +184,11 @@ def dry_run(bundle: Bundle, options: Options) -> list[str]:
     lines = []
     seconds, memory, size = 0.0, 0.0, 0.0
     known = True
+    present = {plan.file for plan in bundle.manifest.plans if _is_sound(bundle, plan)}
     for plan in wanted(bundle.manifest, options, bundle.path):
+        if plan.file in present:
+            lines.append(f"{plan.graph:8} there already")
+            continue
         of_graph = graph_size(bundle.file(plan.graph))
         guess = estimate(of_graph, len(plan.batches), options.runtime)
         known = known and guess.seconds is not None
@@ -211,6 +224,15 @@ def request(bundle: Bundle, plan: Plan) -> Request:
     )
 
 
+def _is_sound(bundle: Bundle, plan: Plan) -> bool:
+    """Whether the file of a plan is there, unchanged."""
+    try:
+        bundle.plan(plan)
+    except InputError:
+        return False
+    return True
+
+
 def _accepted(bundle: Bundle, plan: Plan, file: Path, gate: Gate) -> Plan:
     """The plan with the GPU here among those that accepted it, where there is one that can run it."""
     name = gate(bundle, plan, file)
@@ -220,29 +242,6 @@ def _accepted(bundle: Bundle, plan: Plan, file: Path, gate: Gate) -> Plan:
 def _kernels(manifest: Manifest, nodes: set[str]) -> str:
     """What the kernels of a graph with these plugins are; nothing where it has none."""
     return manifest.files[KERNELS_FILE].sha256 if nodes else ""
-
-
-@contextmanager
-def _plans_folder(folder: Path) -> Iterator[None]:
-    """The folder of the plans; in the end it holds what the manifest lists and nothing else, and is gone if empty."""
-    plans = folder / PLANS_FOLDER
-    try:
-        plans.mkdir(exist_ok=True)
-        if not os.access(plans, os.W_OK):
-            raise PermissionError(13, "no permission to write")
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder {plans} that can be written", found=error.strerror or str(error), fix="copy the bundle"
-        ) from error
-    try:
-        yield
-    finally:
-        listed = {plan.file for plan in read_manifest(folder).plans}
-        for path in plans.iterdir():
-            if path.is_file() and f"{PLANS_FOLDER}/{path.name}" not in listed:
-                path.unlink()
-        if not any(plans.iterdir()):
-            plans.rmdir()
 
 
 def _guess(seconds: float | None, memory: float | None) -> str:

@@ -50,7 +50,7 @@ def refit_plans(
         started = time.monotonic()
         plan = plans[request.graph.stem]
         report("refitting", 0.0)
-        out.write_bytes(refit(module, (source / plan.file).read_bytes(), request.graph))
+        out.write_bytes(refit(module, origin.plan(plan).read_bytes(), request.graph))
         return Built(time.monotonic() - started, 0)
 
     return add_plans(folder, options, progress=progress, make=make, gate=gate)

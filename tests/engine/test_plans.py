@@ -46,13 +46,20 @@ def with_plans(folder: Path, *plans: Plan) -> Bundle:
 
 
 def test_plans_are_read_back_hashed_and_taken_for_their_target(own_bundle: Path, manifest: Manifest) -> None:
-    plan = plan_of(manifest)
-    bundle = with_plans(own_bundle, plan, plan_of(manifest, "text"))
+    plan, other = plan_of(manifest, flags=("refit",)), plan_of(manifest, "text")
+    bundle = with_plans(own_bundle, plan, other)
     assert find_plan(bundle.manifest, "step", TARGET, "bundle") == plan
     assert plan.file in bundle.manifest.files
+    assert bundle.plan(plan) == own_bundle / plan.file
     (own_bundle / plan.file).write_bytes(b"x" * len(plan.file))
-    with pytest.raises(InputError, match="the file has changed"):
-        Bundle.open(own_bundle)
+    again = rf"build it again: nuwaxl-export {own_bundle} --target tensorrt-rtx --sm 86,89 --batches 1,4 --refit$"
+    opened = Bundle.open(own_bundle)  # a plan is of no matter to who does not use it
+    assert opened.plan(other).is_file()
+    with pytest.raises(InputError, match=f"the file has changed; {again}"):
+        opened.plan(plan)
+    (own_bundle / plan.file).unlink()
+    with pytest.raises(InputError, match=f"No such file or directory; {again}"):
+        Bundle.open(own_bundle).plan(plan)
 
 
 def test_a_bundle_without_plans_is_as_it_was_before_there_were_any(own_bundle: Path, manifest: Manifest) -> None:
@@ -121,11 +128,19 @@ def test_a_plan_that_says_it_is_for_something_else_than_it_was_built_for_is_refu
         find_plan(replace(manifest, plans=(lying,)), "step", replace(TARGET, sm=120), "bundle")
 
 
-def test_new_plans_take_the_place_of_those_for_the_same_gpu_and_stale_ones_go(manifest: Manifest) -> None:
+def test_new_plans_take_the_place_of_those_for_the_same_gpus_and_stale_ones_go(manifest: Manifest) -> None:
     old, other_gpu = plan_of(manifest), plan_of(manifest, sm=(120,))
     stale = plan_of(manifest, "text", graph_sha256="0" * 64)
-    new = plan_of(manifest, sm=(89,), batches=(2,))
-    assert without_stale(replace(manifest, plans=(old, other_gpu, stale)), [new]) == [other_gpu, new]
+    new = plan_of(manifest, batches=(2,))
+    assert without_stale(replace(manifest, plans=(old, other_gpu, stale)), [new]) == [new, other_gpu]
+
+
+def test_plans_for_fewer_gpus_leave_those_for_more_to_the_rest(manifest: Manifest) -> None:
+    old, new = plan_of(manifest, sm=(89, 120)), plan_of(manifest, sm=(89,), batches=(2,))
+    both = replace(manifest, plans=tuple(without_stale(replace(manifest, plans=(old,)), [new])))
+    assert find_plan(both, "step", TARGET, "bundle") == new
+    assert find_plan(both, "step", replace(TARGET, sm=120), "bundle") == old
+    assert without_stale(both, [old]) == [old], "which is for all that the other is for"
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from nuwaxl.engine import Engine
-from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle import Bundle, write_plans
 from nuwaxl.engine.bundle_copies import kept_bundle, write_bundle
+from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.devices import Actors, Worker, parse_devices, parse_ray
+from nuwaxl.engine.plans import named
 from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.runners.ray import RunnerActor
-from nuwaxl.engine.runners.ray_cluster import Node, deal
+from nuwaxl.engine.runners.ray_cluster import Node, deal, needed
 from nuwaxl.errors import InputError
 
 WORKER = Worker("ray#0", threads=1, alone=True)
@@ -171,6 +173,20 @@ def test_an_actor_moves_no_other_batch_than_the_last_it_started(cache: Path, tin
     np.testing.assert_array_equal(actor.move(2, "latents", [1]), x[1:])
     with pytest.raises(ValueError, match="found batch 1"):
         actor.move(1, "latents", [1])
+
+
+def test_plans_are_not_sent_and_not_missed(cache: Path, own_bundle: Path) -> None:
+    without = Bundle.open(own_bundle)
+    plan = named(Plan("step", "", "tensorrt", "11.4.0", (90,), (1,), (), "", "", ()), without.manifest)
+    (own_bundle / "plans").mkdir()
+    (own_bundle / plan.file).write_bytes(b"large")
+    write_plans(own_bundle, [plan])
+    bundle = Bundle.open(own_bundle)
+    assert sorted(needed(bundle)) == sorted(needed(without))
+    files = {name: np.fromfile(own_bundle / name, np.uint8) for name in needed(bundle)}
+    copy = write_bundle(bundle.sha256, files, lambda content: content)
+    assert copy.manifest == bundle.manifest
+    assert kept_bundle(bundle.sha256) == copy
 
 
 def test_an_actor_without_a_copy_asks_for_the_files(cache: Path, tiny_bundle: Path) -> None:

@@ -432,6 +432,18 @@ def test_an_engine_that_is_not_what_the_manifest_says_is_refused(machine: Machin
         machine.runner()
 
 
+def test_a_damaged_plan_is_refused_by_who_uses_it(machine: Machine) -> None:
+    step, text = (next(plan for plan in machine.plans if plan.graph == graph) for graph in ("step", "text"))
+    (machine.folder / text.file).unlink()
+    runner = machine.runner()  # it does not use it yet
+    with pytest.raises(InputError, match=f"{text.file}; found No such file or directory; build it again: nuw"):
+        runner.encode_text(np.zeros((1, 3), dtype=np.int64))
+    (machine.folder / step.file).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{step.file}; found 0 bytes; build it again: nuwaxl-export .* --batches 1,2"):
+        machine.runner()
+    Engine.open(machine.folder, devices="cpu").close()
+
+
 def test_plans_without_a_common_batch_are_refused(machine: Machine) -> None:
     others = machine.add_plans((4,), (GPU,))
     mixed = [new if new.graph == "step" else old for new, old in zip(others, machine.plans, strict=True)]

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("onnx")
 
 from nuwaxl.engine.acceptance import PlanRefused
-from nuwaxl.engine.bundle import Bundle, demo_bundle
+from nuwaxl.engine.bundle import Bundle, demo_bundle, write_plans
+from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.errors import InputError
 from nuwaxl.export.tensorrt import plans
 from nuwaxl.export.tensorrt.build import BuildError, Request
@@ -75,6 +76,70 @@ def test_what_is_there_is_kept_and_the_rest_is_built(folder: Path) -> None:
     assert {f"plans/{path.name}" for path in (folder / "plans").iterdir()} == {plan.file for plan in second}
     third = add_plans(folder, replace(OPTIONS, sm=(120,)), make=counted)
     assert set(Bundle.open(folder).manifest.plans) == {*second, *third}
+
+
+def test_plans_for_fewer_gpus_leave_the_others_theirs_and_what_is_dropped_is_said(folder: Path) -> None:
+    both = replace(OPTIONS, sm=(89, 120))
+    first = add_plans(folder, both, make=make)
+    heard: list[Step] = []
+    second = add_plans(folder, replace(OPTIONS, batches=(1,)), make=make, progress=heard.append)
+    assert Bundle.open(folder).manifest.plans == (*second, *first)
+    assert all((folder / plan.file).is_file() for plan in first)
+    assert not [step for step in heard if step.dropped]
+    heard.clear()
+    third = add_plans(folder, replace(both, batches=(4,)), make=make, progress=heard.append)
+    assert Bundle.open(folder).manifest.plans == tuple(third)
+    assert [step.plan for step in heard if step.dropped] == [*second, *first]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_plan_is_built_again_and_another_gpus_is_dropped(
+    folder: Path, damage: Callable[[Path], object]
+) -> None:
+    other = add_plans(folder, replace(OPTIONS, sm=(120,)), make=make)
+    made = add_plans(folder, OPTIONS, make=make)
+    step, text = (next(plan for plan in plans if plan.graph == "step") for plans in (made, other))
+    for plan in (step, text):
+        damage(folder / plan.file)
+    heard: list[Step] = []
+    assert add_plans(folder, OPTIONS, make=make, progress=heard.append) == made
+    assert [each.plan for each in heard if each.finished and not each.kept and not each.dropped] == [step]
+    assert [each.plan for each in heard if each.dropped] == [text]
+    bundle = Bundle.open(folder)
+    assert set(bundle.manifest.plans) == {*made, *other} - {text}
+    assert all(bundle.plan(plan).is_file() for plan in bundle.manifest.plans)
+
+
+def test_two_at_once_are_refused_and_the_first_goes_on(folder: Path) -> None:
+    refused: list[str] = []
+
+    def while_another_builds(request: Request, *rest: object) -> Built:
+        with pytest.raises(InputError) as caught:
+            add_plans(folder, replace(OPTIONS, sm=(120,)), make=make)
+        refused.append(str(caught.value))
+        return make(request, *rest)  # type: ignore[arg-type]
+
+    made = add_plans(folder, OPTIONS, make=while_another_builds)
+    assert len(refused) == len(GRAPHS)
+    assert "found another nuwaxl-export at it; run this again once that has ended" in refused[0]
+    assert Bundle.open(folder).manifest.plans == tuple(made)
+    add_plans(folder, replace(OPTIONS, sm=(120,)), make=make)  # the lock has gone
+
+
+def test_plans_that_come_into_the_manifest_meanwhile_stay(folder: Path) -> None:
+    """As where the file system has no locks."""
+    other: list[Plan] = []
+
+    def and_another(request: Request, *rest: object) -> Built:
+        if not other:
+            plan = replace(plans.wanted(Bundle.open(folder).manifest, replace(OPTIONS, sm=(120,)), folder)[0])
+            (folder / plan.file).write_text("another's")
+            write_plans(folder, [plan])
+            other.append(plan)
+        return make(request, *rest)  # type: ignore[arg-type]
+
+    made = add_plans(folder, OPTIONS, make=and_another)
+    assert Bundle.open(folder).manifest.plans == (*made, *other)
 
 
 class Stop(Exception):
@@ -189,6 +254,16 @@ def test_the_estimate_grows_with_the_graph_and_learns_from_builds(folder: Path) 
     learnt = estimate(size, 2, "tensorrt-rtx")
     assert learnt.seconds == pytest.approx(10 * first.seconds)
     assert learnt.memory_bytes == pytest.approx(3 * first.memory_bytes, rel=1e-3)
+
+
+def test_the_estimate_is_of_what_will_be_built(folder: Path) -> None:
+    made = add_plans(folder, OPTIONS, make=make)
+    (folder / made[-1].file).unlink()
+    lines, of_all = dry_run(Bundle.open(folder), OPTIONS), dry_run(Bundle.open(demo_bundle()), OPTIONS)
+    assert [line.split()[1:] for line in lines[:4]] == [["there", "already"]] * 4
+    assert lines[4] == of_all[4]
+    assert lines[4].split("  ")[-1] in lines[5], "time and memory of the one alone"
+    assert lines[5] != of_all[5]
 
 
 def test_a_runtime_that_was_never_measured_says_so_until_it_was(folder: Path) -> None:
