@@ -71,8 +71,8 @@ def _parser() -> Parser:
         default=(),
         metavar="LIST",
         help="write the graphs for NVIDIA GPUs, and into the bundle the kernels that they call, compiled for these "
-        "compute capabilities without the dot, as in 80,86,89,90,100,120 (no GPU needed); with --target tensorrt-rtx, "
-        "the GPUs to build plans for",
+        "compute capabilities without the dot, as in 80,86,89,90,100,120 (no GPU needed); with --target tensorrt, the "
+        "GPU here among them; with --target tensorrt-rtx, the GPUs to build plans for",
     )
     defaults = parser.add_argument_group("sampler defaults of the bundle (default: those of config.json)")
     defaults.add_argument("--sampler", choices=SAMPLERS)
@@ -85,8 +85,12 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace) -> None:
     _check_target(arguments)
     if arguments.out is None:
-        (plan_options.estimate if arguments.dry_run else plan_options.build)(arguments.checkpoint, arguments)
+        (plan_options.estimate if arguments.dry_run else plan_options.build)(
+            arguments.checkpoint, plan_options.checked(arguments), arguments.refit_from
+        )
         return
+    # What plans want is seen to before the export, which takes long.
+    plans = plan_options.checked(arguments) if arguments.target else None
     _require_packages()
     # Imported here, so that --help and the message above come without torch.
     from nuwaxl.export.model import CHECKPOINT_FILES, load_model
@@ -118,7 +122,7 @@ def _export(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
         progress=progress,
-        finish=(lambda folder: plan_options.build(folder, arguments)) if arguments.target else lambda _: None,
+        finish=(lambda folder: plan_options.build(folder, plans, arguments.refit_from)) if plans else lambda _: None,
     )
     say(f"{arguments.out}: written")
 

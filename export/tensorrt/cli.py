@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nuwaxl.cli import positive_int
-from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.bundle import Bundle, read_manifest
 from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.plans import RUNTIMES
 from nuwaxl.export.tensorrt.gate import BundleGate
@@ -39,34 +39,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="say what building would take, and build nothing")
 
 
-def build(folder: Path, arguments: argparse.Namespace) -> None:
-    """Build the plans that the arguments ask for into the bundle at `folder`.
+def checked(arguments: argparse.Namespace) -> Options:
+    """The plans that the arguments ask for, as far as this machine can build them.
+
+    Raises:
+        InputError: see options; or the bundle to refit from is none.
+    """
+    if arguments.refit_from is not None:
+        read_manifest(arguments.refit_from)
+    refit = arguments.refit or arguments.refit_from is not None
+    kernels_too = arguments.out is not None
+    return options(arguments.target, arguments.sm, arguments.batches, refit, kernels_too)
+
+
+def build(folder: Path, wanted: Options, refit_from: Path | None) -> None:
+    """Build the plans that are wanted into the bundle at `folder`.
 
     Raises:
         InputError, BuildError, PlanRefused: see add_plans.
     """
-    wanted = _options(arguments)
     with _Terminal() as terminal:
-        if arguments.refit_from is None:
+        if refit_from is None:
             add_plans(folder, wanted, progress=terminal, gate=BundleGate())
         else:
             # It wants onnx.
             from nuwaxl.export.tensorrt.refit import refit_plans
 
-            refit_plans(folder, arguments.refit_from, wanted, progress=terminal, gate=BundleGate())
+            refit_plans(folder, refit_from, wanted, progress=terminal, gate=BundleGate())
 
 
-def estimate(folder: Path, arguments: argparse.Namespace) -> None:
+def estimate(folder: Path, wanted: Options, refit_from: Path | None) -> None:
     """Print what building into the bundle at `folder` would take."""
     bundle = Bundle.open(folder)
-    wanted = _options(arguments)
     print(f"{wanted.runtime} {wanted.version}, SM {', '.join(map(str, wanted.sm))}")
     for line in dry_run(bundle, wanted):
         print(line)
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    return options(arguments.target, arguments.sm, arguments.batches, arguments.refit or bool(arguments.refit_from))
 
 
 class _Terminal:

@@ -63,8 +63,14 @@ class Step:
     seconds: float = 0.0
 
 
-def options(runtime: str, sm: tuple[int, ...], batches: tuple[int, ...], refit: bool) -> Options:
+def options(
+    runtime: str, sm: tuple[int, ...], batches: tuple[int, ...], refit: bool, kernels_too: bool = False
+) -> Options:
     """The options with the runtime's version, checked against what can be built on this machine.
+
+    Args:
+        sm: of the plans; none for TensorRT, which builds for the GPU here.
+        kernels_too: a bundle is exported with kernels for `sm` as well, among which TensorRT's one GPU is to be.
 
     Raises:
         InputError: the runtime is not installed, an SM it does not know, or a GPU is needed and there is none.
@@ -90,11 +96,12 @@ def options(runtime: str, sm: tuple[int, ...], batches: tuple[int, ...], refit: 
     version = str(load_tensorrt(runtime).__version__)
     if runtime == "tensorrt":
         own = _own_sm()
-        if sm not in ((), (own,)):
+        if sm and (own not in sm if kernels_too else sm != (own,)):
             raise InputError(
-                expected=f"--sm {own}, that of the GPU here: TensorRT builds on the GPU that will run the plan",
+                expected=f"--sm {'with ' * kernels_too}{own}, that of the GPU here: TensorRT builds on the GPU that "
+                "will run the plan",
                 found=", ".join(map(str, sm)),
-                fix="leave --sm out, or run this on the other machine",
+                fix=f"{'add it' if kernels_too else 'leave --sm out'}, or run this on the other machine",
             )
         sm = (own,)
     return Options(runtime, version, tuple(sorted(set(sm))), tuple(sorted(set(batches))), refit)
