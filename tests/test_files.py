@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nuwaxl import files
 from nuwaxl.errors import InputError, RenderError
-from nuwaxl.files import check_file, is_file_name, write_file
+from nuwaxl.files import check_file, is_file_name, keep_file, write_file
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "half a pair: \ud800", 3, None])
@@ -45,3 +46,26 @@ def test_a_file_is_replaced_whole_and_a_link_stays_one(tmp_path: Path) -> None:
     with pytest.raises(RenderError, match=r"writing .*absent"):
         write_file(tmp_path / "absent" / "file", b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_what_only_saves_work_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "kept"
+    keep_file(path, b"first")
+    keep_file(path, b"second")
+    assert path.read_bytes() == b"second"
+    keep_file(path / "below", b"no folder")
+    (tmp_path / "folder").mkdir()
+    keep_file(tmp_path / "folder", b"no file")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "new", path]
+
+
+def test_processes_that_keep_the_same_file_at_once_leave_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept"
+    with files._unfinished(path) as part:
+        part.write_bytes(b"half of the first")
+        monkeypatch.setattr(files.os, "getpid", lambda: 1)
+        keep_file(path, b"second")
+        assert part.read_bytes() == b"half of the first"
+    assert path.read_bytes() == b"second"

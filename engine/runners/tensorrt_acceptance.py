@@ -3,7 +3,6 @@ renders anything, and that it passed is kept in the cache folder."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.samples import Run, Samples
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.errors import InputError
+from nuwaxl.files import keep_file
 
 
 class Reference:
@@ -108,12 +108,5 @@ def _recorded(plan: Plan, device: str) -> str:
 
 def _record(plan: Plan, device: str, accepted: Accepted) -> None:
     """Keep that it was accepted; where that cannot be written, it is compared again the next time."""
-    path = _file(plan, device)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        table = {"device": device, "reference": accepted.reference, "rows": accepted.rows}
-        part.write_text(json.dumps(table), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        pass
+    table = {"device": device, "reference": accepted.reference, "rows": accepted.rows}
+    keep_file(_file(plan, device), json.dumps(table).encode())

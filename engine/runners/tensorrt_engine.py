@@ -8,6 +8,7 @@ from nuwaxl.engine.bundle_schema import Graph, Plan
 from nuwaxl.engine.plans import build_command
 from nuwaxl.engine.runners.device.base import Device, Memory, Stream
 from nuwaxl.errors import InputError, RenderError
+from nuwaxl.files import keep_file
 
 
 class Scratch:
@@ -88,14 +89,7 @@ class PlanEngine:
         """Keep what TensorRT-RTX compiled for this GPU, for the next start; of no effect where it cannot be written."""
         if self._config is None or self._cache_file is None:
             return
-        try:
-            content = bytes(self._config.get_runtime_cache().serialize())
-            self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-            part = self._cache_file.with_name(f".{self._cache_file.name}.part")
-            part.write_bytes(content)
-            part.replace(self._cache_file)
-        except OSError:
-            pass
+        keep_file(self._cache_file, bytes(self._config.get_runtime_cache().serialize()))
 
     def _create(self) -> Any:
         """TensorRT's context, without memory for activations."""

@@ -11,6 +11,7 @@ from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.export.tensorrt.progress import Progress
+from nuwaxl.files import keep_file
 
 REFIT = "refit"
 
@@ -165,7 +166,7 @@ def build(request: Request, report: Callable[[str, float], bool], trt: Any | Non
     if plan is None:
         raise BuildError(f"{request.graph.name}: {request.runtime} cannot build it: {parsed.logger.first()}")
     if cache is not None and request.timing_cache is not None:
-        _write(request.timing_cache, cache.serialize())
+        keep_file(request.timing_cache, cache.serialize())
     return plan
 
 
@@ -224,19 +225,15 @@ def _monitor(trt: Any, report: Callable[[str, float], bool]) -> Any:
 
 
 def _timing_cache(config: Any, path: Path | None) -> Any:
-    """The timing cache of a file, an empty one where there is none or it is another version's."""
+    """The timing cache of a file, an empty one where that cannot be read or is another version's."""
     if path is None:
         return None
-    content = path.read_bytes() if path.is_file() else b""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache
-
-
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -133,7 +133,7 @@ def _child(out: Path) -> None:
     except BuildError as error:
         say(kind="build", error=str(error))
     except OSError as error:
-        say(kind="build", error=f"{out}: {error.strerror or error}")
+        say(kind="build", error=f"{error.filename or out}: {error.strerror or error}")
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         say(seconds=time.monotonic() - started, peak_bytes=peak)

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from nuwaxl.engine.costs import cache_folder
+from nuwaxl.files import keep_file
 
 _FILE = "plan-builds.json"
 _KEYS = ("nodes", "seconds", "largest_weight_bytes", "largest_nodes", "largest_peak")
@@ -90,14 +91,7 @@ def record(runtime: str, size: Size, profiles: int, seconds: float, peak_bytes: 
     own["seconds"] += seconds
     if size.weight_bytes >= own["largest_weight_bytes"]:  # the larger, the less of it is the fixed part
         own |= {"largest_weight_bytes": size.weight_bytes, "largest_nodes": size.nodes, "largest_peak": peak_bytes}
-    path = cache_folder() / _FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        pass
+    keep_file(cache_folder() / _FILE, json.dumps(known).encode())
 
 
 def _rates(runtime: str) -> Rates | None:

@@ -71,6 +71,17 @@ def write_file(path: Path, content: bytes) -> None:
         raise RenderError(f"writing {path} failed: {error}; check the free space of the disk") from error
 
 
+def keep_file(path: Path, content: bytes) -> None:
+    """Write a file that only saves work the next time, complete or not at all; of no effect where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _unfinished(path) as part:
+            part.write_bytes(content)
+            part.replace(path)
+    except OSError:
+        pass
+
+
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
     """An empty file beside `path` under a name of its own, which is gone afterwards."""
