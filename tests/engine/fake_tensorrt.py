@@ -129,6 +129,7 @@ class _Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.batch = 0
         self.memory = (0, 0)
+        self.switched = False
         if engine.trt.capturable is not None:
             self.is_stream_capturable = lambda stream: engine.trt.capturable
 
@@ -140,7 +141,12 @@ class _Context:
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self.batch = self.engine.batches[profile_index]
         self.shapes.clear()
+        self.switched = False
+        self.engine.trt.cuda.objects[stream_handle].add(self._switch)
         return True
+
+    def _switch(self) -> None:
+        self.switched = True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = tuple(shape)
@@ -152,6 +158,7 @@ class _Context:
         return name in self.engine.names
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self.switched, "what the switch of profiles copies is there"
         if self.addresses.keys() != set(self.engine.names) or self.shapes.keys() != self.engine.inputs.keys():
             return False
         if self.engine.trt.fails_in_capture and self.engine.trt.cuda.objects[stream_handle].captured is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nuwaxl.engine.bundle import Bundle, write_plans
-from nuwaxl.engine.bundle_schema import Manifest, Plan, TensorSpec
+from nuwaxl.engine.bundle_schema import FileEntry, Manifest, Plan, TensorSpec
 from nuwaxl.engine.plans import Target, find_plan, graph_sha256, key, named, without_stale
 from nuwaxl.errors import InputError
 
@@ -87,6 +87,21 @@ def test_a_bundle_without_plans_is_as_it_was_before_there_were_any(own_bundle: P
 def test_every_fact_is_in_the_key(manifest: Manifest, change: dict[str, object]) -> None:
     plan = plan_of(manifest)
     assert key(replace(plan, **change), manifest) != key(plan, manifest)  # type: ignore[arg-type]
+
+
+def test_a_graph_is_its_file_and_that_of_its_large_weights(manifest: Manifest) -> None:
+    def with_weights(sha256: str) -> Manifest:
+        step = replace(manifest.graphs["step"], data="step.data")
+        files = {**manifest.files, "step.data": FileEntry(sha256, 1)}
+        return replace(manifest, graphs={**manifest.graphs, "step": step}, files=files)
+
+    one, other = with_weights("0" * 64), with_weights("1" * 64)
+    assert len({graph_sha256(each, "step") for each in (manifest, one, other)}) == 3
+    assert graph_sha256(one, "text") == graph_sha256(other, "text")
+    built = replace(one, plans=(plan_of(one),))
+    assert find_plan(built, "step", TARGET, "bundle").graph == "step"
+    with pytest.raises(InputError, match="a graph that has changed since"):
+        find_plan(replace(other, plans=built.plans), "step", TARGET, "bundle")
 
 
 def test_the_tensors_are_in_the_key_and_the_acceptance_is_not(manifest: Manifest) -> None:

@@ -469,6 +469,9 @@ def test_tensorrt_rtx_starts_with_what_it_compiled_before(own_bundle: Path, tmp_
     assert machine.trt.caches == []
     machine.runner()
     assert machine.trt.caches == [b"compiled"] * 3
+    kept = {path.name for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
+    loop = [plan for plan in machine.plans if plan.graph in ("prepare", "step", "decode")]
+    assert kept == {f"{Path(plan.file).stem}-90.cache" for plan in loop}, "one for each generation of GPUs"
     plain = Machine(own_bundle, "tensorrt")
     plain.runner().close()
     plain.runner()

@@ -19,6 +19,8 @@ from nuwaxl.export.tensorrt.builder import Built
 from nuwaxl.export.tensorrt.estimate import Size, estimate, graph_size, record
 from nuwaxl.export.tensorrt.plans import Options, Step, add_plans, dry_run
 
+from .changed import add_kernels, call_a_kernel, change_graph
+
 OPTIONS = Options("tensorrt-rtx", "1.7.1", (89,), (1, 2))
 GRAPHS = {"text", "prepare", "step", "decode", "encode"}
 
@@ -200,9 +202,33 @@ def test_tensorrt_keeps_its_timings_by_version_gpu_and_kernels(folder: Path, tmp
         requests.append(request)
         return make(request, *rest)  # type: ignore[arg-type]
 
-    add_plans(folder, Options("tensorrt", "11.4.0", (90,), (1,), refit=True), make=counted)
+    wanted = Options("tensorrt", "11.4.0", (90,), (1,), refit=True)
+    add_plans(folder, wanted, make=counted)
     assert {request.timing_cache for request in requests} == {tmp_path / "cache" / "timing-11.4.0-sm90-none.cache"}
     assert {request.flags for request in requests} == {("refit",)}
+    assert {request.plugins for request in requests} == {None}
+
+    change_graph(folder, call_a_kernel, "step")
+    names: set[str] = set()
+    for kernels in ("of one Triton", "of another"):
+        add_kernels(folder, kernels)
+        requests.clear()
+        made = {plan.graph: plan for plan in add_plans(folder, wanted, make=counted)}
+        (built,) = requests  # the other graphs call no kernel
+        sha256 = Bundle.open(folder).manifest.files["kernels.json"].sha256
+        assert [plan.kernels_sha256 for plan in made.values() if plan.graph != "step"] == [""] * 4
+        assert made["step"].kernels_sha256 == sha256
+        assert built.plugins == folder
+        assert built.timing_cache == tmp_path / "cache" / f"timing-11.4.0-sm90-{sha256[:16]}.cache"
+        names.add(built.timing_cache.name)
+    assert len(names) == 2
+
+
+def test_a_gpu_without_kernels_in_the_bundle_and_tensorrt_rtx_build_bodies(folder: Path) -> None:
+    change_graph(folder, call_a_kernel, "step")
+    add_kernels(folder, "of SM 90", sm=90)
+    for options in (Options("tensorrt", "11.4.0", (100,), (1,)), OPTIONS):
+        assert {plan.kernels_sha256 for plan in add_plans(folder, options, make=make)} == {""}
 
 
 @pytest.mark.parametrize(
