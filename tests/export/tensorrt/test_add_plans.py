@@ -226,8 +226,8 @@ def test_tensorrt_keeps_its_timings_by_version_gpu_and_kernels(folder: Path, tmp
 
 def test_a_gpu_without_kernels_in_the_bundle_and_tensorrt_rtx_build_bodies(folder: Path) -> None:
     change_graph(folder, call_a_kernel, "step")
-    add_kernels(folder, "of SM 90", sm=90)
-    for options in (Options("tensorrt", "11.4.0", (100,), (1,)), OPTIONS):
+    add_kernels(folder, "of SM 89", sm=89)
+    for options in (Options("tensorrt", "11.4.0", (90,), (1,)), OPTIONS):
         assert {plan.kernels_sha256 for plan in add_plans(folder, options, make=make)} == {""}
 
 
