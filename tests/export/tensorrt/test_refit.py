@@ -175,6 +175,16 @@ def test_a_plan_of_a_graph_that_has_changed_since_is_not_refitted(old: Path, new
         refit_plans(new, old, OPTIONS, trt=FakeTensorRT())
 
 
+def test_a_damaged_plan_is_not_refitted(old: Path, new: Path) -> None:
+    plan = Bundle.open(old).manifest.plans[0]
+    (old / plan.file).write_bytes((old / plan.file).read_bytes().upper())
+    with pytest.raises(
+        InputError, match=rf"{plan.file}; found .* the file has changed; .*nuwaxl-export {old} --target"
+    ):
+        refit_plans(new, old, OPTIONS, trt=FakeTensorRT())
+    assert not (new / "plans").exists()
+
+
 def test_plans_that_were_built_without_refit_are_not_taken(new: Path, tmp_path: Path) -> None:
     fixed = shutil.copytree(demo_bundle(), tmp_path / "fixed")
     add_plans(fixed, Options("tensorrt", "11.4.0", (90,), (1, 2)), make=make)
