@@ -17,6 +17,7 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.runners.base import Padded, Runner, Segments
 from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
+from nuwaxl.files import keep_file
 
 # A larger batch is measured only while the last one made a segment cheaper by so much.
 _GAIN = 0.02
@@ -185,11 +186,5 @@ def _read(file: Path) -> CostModel | None:
 
 def _write(file: Path, cost: CostModel) -> None:
     """Keep the costs; where that is not possible they are measured again the next time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as part:
-            table = {"batch_sizes": cost.batch_sizes, "step_s": cost.steps_s, "decode_s": cost.decode_s}
-            json.dump(table, part)
-        os.replace(part.name, file)
-    except OSError:
-        pass
+    table = {"batch_sizes": cost.batch_sizes, "step_s": cost.steps_s, "decode_s": cost.decode_s}
+    keep_file(file, json.dumps(table).encode())

@@ -115,6 +115,11 @@ class Transformer(nn.Module):
         own = self.block.attn1
         weights = [layer.weight.detach() for layer in (own.to_q, own.to_k, own.to_v)]
         self.qkv = nn.Parameter(torch.cat(weights), requires_grad=False)
+        # The feed-forward's second layer and the projection after it, between which nothing but a sum is.
+        down, out = self.block.ff.net[2], transformer.proj_out
+        weight, bias = (p.detach().flatten(1).float() for p in (out.weight, down.bias[:, None]))
+        self.down = nn.Parameter((weight @ down.weight.detach().float()).to(out.weight.dtype), requires_grad=False)
+        self.out_bias = nn.Parameter((weight @ bias)[:, 0].to(out.bias.dtype) + out.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
         """x (b, L, h, w, c) while both branches are the same, then (2b, ..) -> (2b, L, h, w, c)."""
@@ -137,8 +142,9 @@ class Transformer(nn.Module):
         mixed = _attend(query, key, value, block.attn2.heads).unflatten(0, (pair, -1))
         tokens = branches(tokens, pair) + block.attn2.to_out[0](mixed)
 
-        tokens = tokens + block.ff(block.norm3(tokens))
-        out = branches(x, pair) + F.linear(tokens, proj_out.weight.flatten(1), proj_out.bias)
+        # proj_out(tokens + ff(norm(tokens)))
+        mixed = F.linear(block.ff.net[0](block.norm3(tokens)), self.down)
+        out = branches(x, pair) + mixed + F.linear(tokens, proj_out.weight.flatten(1), self.out_bias)
         return out.reshape(-1, *shape[1:])
 
 
