@@ -51,6 +51,8 @@ class PlainNetworks:
         sizes: that batches are filled up to, in increasing order; those of other sizes run as they are.
     """
 
+    later = True  # see DecodesLater
+
     def __init__(self, text: CLIPText, mtd: MTD, tklvae: TKLVAE, device: torch.device, mode: str) -> None:
         """`mode` is "eager", or one of torch.compile's."""
         self.sizes: list[int] = []

@@ -130,6 +130,7 @@ def test_the_opponents_render_is_the_engines(monkeypatch: pytest.MonkeyPatch, tm
     for sizes, kept in (([], None), ([2, 3], None), ([3], {})):
         theirs = plain.PlainNetworks(*moved(work.config, device), device, "eager")
         theirs.sizes, theirs._kept = sizes, kept
+        theirs.decode = None  # type: ignore[method-assign, assignment]  # all windows are queued before one is asked for
         with torch.no_grad():
             clips = plain.render(model.new_job(work, tmp_path), theirs, 3)
         assert [clip.first_frame for clip in clips] == [0, 4, 8, 12, 16]
