@@ -1,6 +1,7 @@
 """What every test folder shares: where gpu tests run, one that loses its GPU, and how hypothesis searches."""
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 # The same examples on every run, so that a failure seen once is seen again. No deadline: machines are shared.
 settings.register_profile("nuwaxl", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nuwaxl")
+
+# Started in the background, a process ignores SIGINT and so do those that it starts: tests send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Triton reads this when it is imported, which any test may do before those of the kernels: it interprets on the CPU.
 _HAS_GPU = Path("/dev/nvidiactl").exists()

@@ -7,6 +7,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def _run(folder: Path, log: Path, deadline: float, chosen: list[str]) -> tuple[d
         command += ["-n", str(workers()), "--dist", "worksteal"]
     left_s = deadline - time.monotonic()
     with log.open("a", encoding="utf-8") as out:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        # Where this was started in the background SIGINT is ignored, and would be there.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, preexec_fn=heeding)
         try:
             status = child.wait(timeout=max(left_s - _SPARE_S, left_s / 2))
         except subprocess.TimeoutExpired:

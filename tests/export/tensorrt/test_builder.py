@@ -153,8 +153,6 @@ def test_ctrl_c_in_the_command_ends_it_promptly_with_the_bundle_as_it_was(tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Else Python takes no notice of it where this process does not, such as below nohup.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(folder.glob("plans/*")) and time.monotonic() < deadline and command.poll() is None:
