@@ -6,8 +6,8 @@ CPU, on which the same code runs in the tests.
 """
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -73,12 +73,12 @@ class BoundRunner:
 
     def encode_text(self, tokens: NDArray[np.int64]) -> Float32:
         """See Runner.encode_text."""
-        prompt: Float32 = self._session("text").run(["prompt"], {"tokens": tokens})[0]
+        prompt: Float32 = self._run_unbound("text", "prompt", {"tokens": tokens})
         return prompt
 
     def encode(self, video: UInt8) -> Float32:
         """See Runner.encode."""
-        latents: Float32 = self._session("encode").run(["latents"], {"video": video})[0]
+        latents: Float32 = self._run_unbound("encode", "latents", {"video": video})
         return latents
 
     def start(self, segments: Segments) -> "BoundDenoising":
@@ -157,11 +157,8 @@ class BoundRunner:
         """Run a graph on what is bound; `number` as for `run_options`."""
         if number not in self._options:
             self._options[number] = self._run_options(number)
-        try:
+        with self._on_device():
             self._session(graph).run_with_iobinding(binding, self._options[number])
-        except Exception:
-            self.stream.synchronize()  # raises DeviceLost where that is what happened
-            raise
 
     def session(self, graph: str) -> Any:
         """The session of a graph."""
@@ -185,6 +182,22 @@ class BoundRunner:
         self._sessions.clear()
         with suppress(DeviceLost):  # there is nothing to free any more
             self.device.close()
+
+    def _run_unbound(self, graph: str, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """An output of a graph for arrays of the host."""
+        with self._on_device():
+            result: NDArray[Any] = self._session(graph).run([output], dict(inputs))[0]
+            return result
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """For what ONNX Runtime does with the device, which may be a thread's first work on it."""
+        self.device.enter()
+        try:
+            yield
+        except Exception:
+            self.stream.synchronize()  # raises DeviceLost where that is what happened
+            raise
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:

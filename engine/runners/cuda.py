@@ -41,7 +41,6 @@ class CudaRunner(BoundRunner):
             stream = device.stream()
             library = KernelLibrary(bundle, device.sm, device.index)
             self._steps = OneThread(device)
-            self._enter = device.enter
             # Its channels-last convolution takes no bfloat16: a session would not open.
             nhwc = library.sm is not None and bundle.manifest.precision != "bf16"
 
@@ -81,7 +80,7 @@ class CudaRunner(BoundRunner):
     def close(self) -> None:
         """See Runner.close. Whatever thread this is: the kernels' memory is freed with the sessions, on its device."""
         with suppress(RenderError):
-            self._enter()
+            self.device.enter()
         self._steps.close()
         super().close()
 
@@ -109,10 +108,12 @@ class OneThread:
         self._thread.submit(self._session.run_with_iobinding, binding, options).result()
 
     def release(self, numbers: Sequence[int]) -> None:
-        """Free what was captured under these numbers, where the provider can: that of onnxruntime 1.31 ignores it."""
-        if self._captures:
+        """Free what was captured under these numbers, where there is a call for it: onnxruntime has one from 1.30 on,
+        which the provider of 1.31 ignores. What is not freed stays to the end of the session."""
+        release = getattr(self._session, "release_captured_graph", None)
+        if self._captures and release is not None:
             for number in numbers:
-                self._thread.submit(self._session.release_captured_graph, number).result()
+                self._thread.submit(release, number).result()
 
     def close(self) -> None:
         """End the thread; the session goes with it."""

@@ -39,16 +39,17 @@ def on_fake(bundle: Bundle, cuda: FakeCuda, options: Callable[[int | None], Any]
 
 
 class LateSession:
-    """A session of the CPU provider that a stream runs. `ran` has (rows, options) of its bound runs, `threads` who made
-    them, `released` the numbers of captured graphs given up."""
+    """A session of the CPU provider that a stream runs; only threads whose work on the GPU does not end the captures of
+    others may open and run it. `ran` has (rows, options) of its bound runs, `threads` who made them."""
 
     def __init__(self, cuda: FakeCuda, stream: int, session: Any) -> None:
         self._cuda, self._stream, self._session = cuda, stream, session
         self.ran: list[tuple[int, Any]] = []
         self.threads: set[int] = set()
-        self.released: list[int] = []
+        cuda.check_thread()
 
     def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+        self._cuda.check_thread()
         self._cuda.drain()
         return self._session.run(outputs, inputs)
 
@@ -56,9 +57,18 @@ class LateSession:
         return LateBinding(self._session.io_binding())
 
     def run_with_iobinding(self, binding: "LateBinding", options: Any) -> None:
+        self._cuda.check_thread()
         self.ran.append((binding.rows, options))
         self.threads.add(threading.get_ident())
         self._cuda.objects[self._stream].add(lambda: self._session.run_with_iobinding(binding.real))
+
+
+class ReleasingSession(LateSession):
+    """As sessions are from onnxruntime 1.30 on. `released` has the numbers of captured graphs given up."""
+
+    def __init__(self, cuda: FakeCuda, stream: int, session: Any) -> None:
+        super().__init__(cuda, stream, session)
+        self.released: list[int] = []
 
     def release_captured_graph(self, number: int) -> None:
         assert self.threads == {threading.get_ident()}

@@ -5,6 +5,8 @@ CUDA device layer, on a fake GPU that does everything as late as a GPU may.
 """
 
 import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,40 @@ def test_a_run_that_fails_because_the_device_is_gone_says_so(bundle: Bundle, cud
     with pytest.raises(DeviceLost, match="cuda:0"):
         step()
     runner.close()  # says nothing more
+
+
+def encode_text(runner: BoundRunner) -> np.ndarray:
+    return runner.encode_text(np.array([[1, 2, 3]]))
+
+
+def encode(runner: BoundRunner) -> np.ndarray:
+    return runner.encode(np.zeros((1, 4, 16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("work", [encode_text, encode])
+def test_a_threads_first_work_is_on_the_device_and_ends_no_capture(
+    work: Callable[[BoundRunner], np.ndarray], bundle: Bundle, cuda: FakeCuda
+) -> None:
+    runner = on_fake(bundle, cuda)
+    cuda.unminding.clear()  # a new thread may have the number of one that ended
+    with ThreadPoolExecutor(1) as worker:  # opens the session and runs it: both may allocate
+        assert np.isfinite(worker.submit(work, runner).result()).all()
+
+
+@pytest.mark.parametrize("work", [encode_text, encode])
+def test_a_device_that_is_gone_while_the_host_waits_says_so(
+    work: Callable[[BoundRunner], np.ndarray], bundle: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 700")
+
+    runner = on_fake(bundle, cuda)
+    monkeypatch.setattr(LateSession, "run", fails)
+    with pytest.raises(RuntimeError, match="CUDA failure 700"):
+        work(runner)
+    cuda.fail["cudaStreamSynchronize"] = Status.cudaErrorIllegalAddress, 0
+    with pytest.raises(DeviceLost, match="cuda:0"):
+        work(runner)
 
 
 def test_types_that_numpy_lacks_are_bound_by_their_number() -> None:

@@ -20,12 +20,12 @@ from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners import cuda as runner_cuda
 from nuwaxl.engine.runners import custom_ops
-from nuwaxl.engine.runners.base import Segments
+from nuwaxl.engine.runners.base import Runner, Segments
 from nuwaxl.engine.runners.device import cuda as device_cuda
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.errors import InputError, RenderError
 
-from .bound import LateSession
+from .bound import LateSession, ReleasingSession
 from .fake_cuda import FakeCuda
 
 WORKER = Worker("cuda:0", threads=1, alone=True, kind="cuda")
@@ -44,6 +44,7 @@ class FakeRuntime:
         self.started = list(self.providers)
         self.opened: dict[str, dict[str, str]] = {}
         self.sessions: dict[str, LateSession] = {}
+        self.session: type[LateSession] = ReleasingSession
         self.captures = True
 
     def get_available_providers(self) -> list[str]:
@@ -57,7 +58,7 @@ class FakeRuntime:
             raise RuntimeError("This session cannot use\nthe graph capture feature")
         self.opened[graph] = options
         real = onnxruntime.InferenceSession(path, sess_options, providers=["CPUExecutionProvider"])
-        session = LateSession(self._cuda, int(options["user_compute_stream"]), real)
+        session = self.session(self._cuda, int(options["user_compute_stream"]), real)
         session.get_providers = lambda: self.started  # type: ignore[attr-defined]
         self.sessions[graph] = session
         return session
@@ -136,7 +137,9 @@ def test_a_step_graph_that_cannot_be_captured_runs_without_and_it_is_said(
     assert "found This session cannot use the graph capture feature; steps are launched kernel by kernel" in message
     assert runtime.opened["step"]["enable_cuda_graph"] == "0"
     assert np.abs(found.astype(int) - frames("cpu")).max() <= 1
-    assert runtime.sessions["step"].released == []
+    step = runtime.sessions["step"]
+    assert isinstance(step, ReleasingSession)
+    assert step.released == []
     assert not cuda.live
 
 
@@ -164,24 +167,33 @@ def test_a_failure_of_a_step_reaches_who_asked(tiny_bundle: Path, runtime: FakeR
             list(engine.render(Story([(0, "sea")]), frames=20))
 
 
-def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(tiny_bundle: Path, runtime: FakeRuntime) -> None:
-    with Engine.open(tiny_bundle, devices="cuda:0") as engine:
-        (runner,) = engine._runners
-        session = runtime.sessions["step"]
-        denoising = runner.start(segments(1))
-
-        def step(count: int) -> None:
+def play_larger_and_larger(runner: Runner) -> list[np.ndarray]:
+    """Latents of batches of 1, 4 and 5, each of which outgrows the memory of the one before."""
+    denoising, seen, count = runner.start(segments(1)), [], 1
+    for more in (3, 1, 0):
+        for _ in range(2):
             denoising.step(np.full(count, 9), np.ones((count, 6), np.float32), np.ones(count, np.float32), None)
+        seen.append(denoising.latents(range(count)))
+        if more:
+            denoising.join(segments(more))
+            count += more
+    return seen
 
-        step(1)
-        assert session.released == []
-        denoising.join(segments(3))
-        step(4)
-        step(4)
-        denoising.join(segments(1))
-        assert session.released == [1, 2]
-        step(5)
-        assert len(session.ran) == 4
+
+@pytest.mark.parametrize("session", [LateSession, ReleasingSession], ids=["onnxruntime 1.29", "1.30"])
+def test_graphs_of_a_batch_that_outgrew_its_memory_are_given_up(
+    session: type[LateSession], tiny_bundle: Path, runtime: FakeRuntime
+) -> None:
+    runtime.session = session
+    runner = runner_cuda.CudaRunner(Bundle.open(tiny_bundle), WORKER)
+    expected = play_larger_and_larger(OnnxRuntimeRunner(Bundle.open(tiny_bundle), Worker("cpu#0", 1, alone=True)))
+    for found, wanted in zip(play_larger_and_larger(runner), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    step = runtime.sessions["step"]
+    assert [rows for rows, _ in step.ran] == [1, 1, 4, 4, 6, 6]
+    if isinstance(step, ReleasingSession):
+        assert step.released == [1, 2]
+    runner.close()
 
 
 def test_run_options_say_which_graph_is_replayed() -> None:

@@ -100,6 +100,9 @@ class Device(Protocol):
     def name(self) -> str:
         """The model's name."""
 
+    def enter(self) -> None:
+        """Make it the calling thread's device. What is made of it does so by itself; other libraries' work does not."""
+
     def allocate(self, count: int) -> Memory:
         """Memory of the device, `count` bytes."""
 

@@ -146,7 +146,7 @@ class CudaDevice:
         return answer[0] if len(answer) == 1 else answer
 
     def enter(self) -> None:
-        """Make this device the calling thread's current one, and let captures of other threads be from now on."""
+        """See Device.enter: the thread's current one, which lets captures of other threads be from now on."""
         self._check("cudaSetDevice", self._cuda.cudaSetDevice(self.index)[0])
         if not hasattr(self._thread, "entered"):
             mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

@@ -110,6 +110,9 @@ class HostDevice:
     def __init__(self) -> None:
         self.name = processor()
 
+    def enter(self) -> None:
+        """See Device.enter."""
+
     def allocate(self, count: int) -> HostMemory:
         """See Device.allocate."""
         return HostBuffer(count)
