@@ -31,7 +31,8 @@ def attention(qkv: Tensor, heads: int) -> None:
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
-    """x (n * b, L, p, c); scale, shift (b, L, p, c) together or not at all; weight (k, c, c) with k odd; bias (c,)."""
+    """x (n * b, L, p, c); scale, shift (b, L, p, c), b at least 1, together or not at all; weight (k, c, c) with k odd;
+    bias (c,)."""
     channels = x.shape[-1]
     if x.ndim != 4 or weight.ndim != 3 or weight.shape[1:] != (channels, channels) or weight.shape[0] % 2 == 0:
         raise InputError(
@@ -41,17 +42,19 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, s
         )
     if bias.shape != (channels,):
         raise InputError(expected=f"bias ({channels},)", found=f"{tuple(bias.shape)}", fix="give one bias a channel")
-    if (scale is None) != (shift is None):
+    if scale is None and shift is None:
+        return
+    if scale is None or shift is None:
         raise InputError(
             expected="scale and shift together, or neither", found="one of them", fix="give both, or leave both out"
         )
-    for name, tensor in (("scale", scale), ("shift", shift)):
-        if tensor is not None and (tensor.shape[1:] != x.shape[1:] or x.shape[0] % tensor.shape[0]):
-            raise InputError(
-                expected=f"{name} {tuple(x.shape)}, as x, or with a batch that x's is a multiple of",
-                found=f"{tuple(tensor.shape)}",
-                fix="give one for each segment",
-            )
+    batch = scale.shape[0] if scale.ndim else 0
+    if scale.shape != shift.shape or scale.shape[1:] != x.shape[1:] or batch < 1 or x.shape[0] % batch:
+        raise InputError(
+            expected=f"scale and shift {tuple(x.shape)}, as x, or both with a batch that x's is a multiple of",
+            found=f"{tuple(scale.shape)} and {tuple(shift.shape)}",
+            fix="give one of each for each segment",
+        )
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:

@@ -43,7 +43,7 @@ def temporal_conv(
     padded = F.pad(wide, (0, 0, 0, 0, taps // 2, taps // 2))
     h = _wide(bias) + sum(padded[:, i : i + length] @ tap for i, tap in enumerate(_wide(weight)))
     if scale is not None and shift is not None:
-        branches = h.reshape(-1, *scale.shape)
+        branches = h.reshape(x.shape[0] // scale.shape[0], *scale.shape)
         h = (_wide(scale) * branches + _wide(shift)).reshape(h.shape)
     return h.to(x.dtype)
 
@@ -84,8 +84,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _split(tensor: Tensor, heads: int, parts: int) -> tuple[Tensor, ...]:
     """(b, L, p, parts * c) -> `parts` tensors (b, p, heads, L, d)."""
-    b, length, pixels, _ = tensor.shape
-    return _wide(tensor).reshape(b, length, pixels, parts, heads, -1).permute(3, 0, 2, 4, 1, 5).unbind(0)
+    b, length, pixels, width = tensor.shape
+    head_dim = width // (parts * heads)
+    return _wide(tensor).reshape(b, length, pixels, parts, heads, head_dim).permute(3, 0, 2, 4, 1, 5).unbind(0)
 
 
 def _merge(tensor: Tensor) -> Tensor:

@@ -73,44 +73,6 @@ Call attention(std::int64_t batch) {
 
 }  // namespace
 
-TEST(a_node_names_the_kernel_that_was_compiled_for_its_shapes) {
-    CHECK(attention(3).kernel == "temporal_attention-L16-c320-h8-float16");
-    const Shape x{4, 16, 64, 320}, half{2, 16, 64, 320}, weight{3, 320, 320}, bias{320};
-    CHECK(plan_call(Op::kTemporalConv, {x, weight, bias}, {}, "bfloat16").kernel ==
-          "temporal_conv-L16-c320-k3-bfloat16");
-    CHECK(plan_call(Op::kTemporalConvInjection, {x, weight, bias, x, x}, {}, "float32").kernel ==
-          "temporal_conv_injection-L16-c320-k3-n1-float32");
-    CHECK(plan_call(Op::kTemporalConvInjection, {x, weight, bias, half, half}, {}, "float32").kernel ==
-          "temporal_conv_injection-L16-c320-k3-n2-float32");
-    const Attributes norm{0, 32, 1e-5F};
-    CHECK(plan_call(Op::kGroupNormSilu, {x, bias, bias}, norm, "float16").kernel ==
-          "group_norm_silu-L16-c320-g32-e1e-05-float16");
-    CHECK(plan_call(Op::kGroupNorm, {x, bias, bias}, {0, 16, 1e-6F}, "float16").kernel ==
-          "group_norm-L16-c320-g16-e1e-06-float16");
-    const Shape latents{2, 16, 4, 32, 32};
-    const Call update =
-        plan_call(Op::kGuidedUpdate, {latents, latents, latents, latents, latents, {2, 6}, {2}}, {}, "float32");
-    CHECK(update.kernel == "guided_update-float32");
-    CHECK(update.items == 16 * 4 * 32 * 32);
-    CHECK(update.outputs.size() == 2 && update.outputs[1] == latents);
-}
-
-TEST(outputs_have_the_shapes_of_the_nodes_definition) {
-    CHECK((attention(3).outputs == std::vector<Shape>{{3, 16, 1024, 320}}));
-    const Shape x{4, 16, 64, 320};
-    CHECK((plan_call(Op::kGroupNorm, {x, {320}, {320}}, {0, 32, 1e-5F}, "float32").outputs == std::vector<Shape>{x}));
-}
-
-TEST(shapes_that_fit_no_kernel_are_refused) {
-    const Shape x{4, 16, 64, 320}, weight{3, 320, 320}, bias{320};
-    CHECK(check::refuses([&] { plan_call(Op::kTemporalAttention, {{2, 16, 64, 961}}, {8, 0, 0.0F}, "float16"); }));
-    CHECK(check::refuses([&] { plan_call(Op::kTemporalAttention, {{16, 64, 960}}, {8, 0, 0.0F}, "float16"); }));
-    CHECK(check::refuses([&] { plan_call(Op::kTemporalConv, {x, weight}, {}, "float16"); }));
-    const Shape three{3, 16, 64, 320};  // 4 is no multiple of 3
-    CHECK(check::refuses([&] { plan_call(Op::kTemporalConvInjection, {x, weight, bias, three, three}, {}, "float16"); }));
-    CHECK(check::refuses([&] { plan_call(Op::kGroupNorm, {{1, 1, 1LL << 31, 4}, {4}, {4}}, {0, 2, 0.1F}, "float16"); }));
-}
-
 TEST(a_launch_has_the_grid_the_block_the_stream_and_the_arguments_in_order) {
     Kernels kernels = fresh();
     // qkv, pixels, out and two hidden pointers; 8 pairs a pixel, 4 a program.

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
+from .refusals import call, every_form, refused
 from .table import Entry, assert_close, compiled_entries, every_entry, rounded, run
 
 SHAPES = {  # b, L, p, c, groups
@@ -97,10 +97,27 @@ def test_more_frames_than_a_grid_axis_holds(entry: Entry) -> None:
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))
 
 
+@every_entry
+@pytest.mark.parametrize("shape", [(0, 2, 45, 16, 2), (2, 2, 0, 16, 2)], ids=["no segments", "no pixels"])
+def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
+    assert forward(entry, inputs(entry, shape), 2).shape == shape[:4]
+
+
 def test_the_operator_passes_torchs_own_checks() -> None:
     torch.library.opcheck(ops.group_norm_silu, (torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(8), 2))
 
 
-def test_channels_that_do_not_divide_into_groups_are_refused() -> None:
-    with pytest.raises(InputError, match="multiple of 3 groups"):
-        ops.group_norm_silu(torch.zeros(1, 2, 3, 8), torch.ones(8), torch.zeros(8), 3)
+@every_form
+@pytest.mark.parametrize(
+    ("weight", "bias", "groups", "message"),
+    [
+        (8, 8, 3, "multiple of 3 groups"),
+        (8, 8, 0, "multiple of 0 groups"),  # once the end of the process, by a division
+        (1, 8, 2, r"weight \(c"),
+        (8, 1, 2, r"bias \(c"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(form: str, weight: int, bias: int, groups: int, message: str) -> None:
+    shapes = {"x": (1, 2, 3, 8), "weight": (weight,), "bias": (bias,)}
+    with refused(form, message):
+        call(form, ops.group_norm_silu, "GroupNormSilu", shapes, groups=groups, eps=EPS)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
+from .refusals import call, every_form, refused
 from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
 
 SHAPES = {
@@ -73,12 +73,29 @@ def test_more_programs_than_a_grid_axis_holds(entry: Entry) -> None:
         assert_close(entry, found, expected)
 
 
+@every_entry
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)], ids=["no segments", "no values"])
+def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
+    assert [tuple(tensor.shape) for tensor in forward(entry, *inputs(entry, shape))] == [shape, shape]
+
+
 def test_the_operator_passes_torchs_own_checks() -> None:
     tensors = [torch.randn(2, 3, 4) for _ in range(5)]
     torch.library.opcheck(ops.guided_update, (*tensors, torch.randn(2, 6), torch.randn(2)))
 
 
-def test_a_missing_guidance_scale_is_refused() -> None:
-    tensors = [torch.zeros(2, 3) for _ in range(5)]
-    with pytest.raises(InputError, match=r"guidance \(2,\)"):
-        ops.guided_update(*tensors, torch.zeros(2, 6), torch.zeros(1))
+@every_form
+@pytest.mark.parametrize(
+    ("odd", "shape", "message"),
+    [
+        ("guidance", (1,), r"guidance \(2"),
+        ("coefficients", (1, 6), r"coefficients \(2, 6\)"),
+        ("coefficients", (2, 5), r"coefficients \(2, 6\)"),
+        *((name, (2, 4), r"\(2, 3\), as x") for name in ("history", "noise", "cond", "uncond")),
+    ],
+)
+def test_what_it_cannot_do_is_refused(form: str, odd: str, shape: tuple[int, ...], message: str) -> None:
+    shapes = {name: (2, 3) for name in ("x", "history", "noise", "cond", "uncond")}
+    shapes |= {"coefficients": (2, 6), "guidance": (2,), odd: shape}
+    with refused(form, message):
+        call(form, ops.guided_update, "GuidedUpdate", shapes)

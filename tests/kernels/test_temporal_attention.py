@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
+from .refusals import call, every_form, refused
 from .table import Entry, assert_close, compiled_entries, every_entry, gpu_entries, gradient_entries, rounded, run
 
 SHAPES = {  # b, L, p, heads, head size
@@ -117,6 +117,22 @@ def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry) -> None:
     assert_close(entry, out[-1:, :, -40:], exact(last, 8))
 
 
+nothing = pytest.mark.parametrize("shape", [(0, 3, 5, 2, 8), (2, 3, 0, 2, 8)], ids=["no segments", "no pixels"])
+
+
+@every_entry
+@nothing
+def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
+    assert forward(entry, random_qkv(shape), 2).shape == (*shape[:3], 16)
+
+
+@gradient_entries
+@nothing
+def test_of_nothing_the_gradient_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
+    qkv = random_qkv(shape)
+    assert backward(entry, qkv[..., :16], qkv, 2).shape == qkv.shape
+
+
 def test_the_operator_passes_torchs_own_checks() -> None:
     qkv = random_qkv((2, 3, 4, 2, 8)).requires_grad_()
     torch.library.opcheck(ops.temporal_attention, (qkv, 2))
@@ -127,11 +143,16 @@ def test_the_operators_gradient_is_right_to_second_order_of_the_difference() -> 
     assert torch.autograd.gradcheck(lambda x: ops.temporal_attention(x, 2), (qkv,))
 
 
+@every_form
 @pytest.mark.parametrize(
     ("shape", "heads", "message"),
-    [((1, 65, 1, 24), 1, "1 to 64 frames"), ((1, 4, 1, 25), 2, "multiple of 2 heads"), ((4, 1, 24), 1, r"\(b, L, p")],
+    [
+        ((1, 65, 1, 24), 1, "1 to 64 frames"),
+        ((1, 4, 1, 25), 2, "multiple of 2 heads"),
+        ((1, 4, 1, 24), 0, "multiple of 0 heads"),
+        ((4, 1, 24), 1, "qkv "),
+    ],
 )
-def test_what_it_cannot_do_is_refused(shape: tuple[int, ...], heads: int, message: str) -> None:
-    for device in ("cpu", "meta"):
-        with pytest.raises(InputError, match=message):
-            ops.temporal_attention(torch.zeros(shape, device=device), heads)
+def test_what_it_cannot_do_is_refused(form: str, shape: tuple[int, ...], heads: int, message: str) -> None:
+    with refused(form, message):
+        call(form, ops.temporal_attention, "TemporalAttention", {"qkv": shape}, heads=heads)

@@ -9,6 +9,7 @@ from nuwaxl.errors import InputError
 from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
+from .refusals import call, every_form, refused
 from .table import Entry, assert_close, compiled_entries, every_entry, rounded, run
 
 SHAPES = {  # b, L, p, c, k
@@ -104,6 +105,14 @@ def test_more_programs_than_a_grid_axis_holds(entry: Entry) -> None:
     assert_close(entry, forward(entry, given), exact(*given))
 
 
+@every_entry
+@pytest.mark.parametrize("shape", [(0, 3, 5, 16, 3), (2, 3, 0, 16, 3)], ids=["no segments", "no pixels"])
+def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
+    x, weight, bias, *_ = inputs(entry, shape)
+    injection = [torch.zeros(2, *shape[1:4], dtype=torch.float64)] * 2
+    assert forward(entry, [x, weight, bias]).shape == forward(entry, [x, weight, bias, *injection]).shape == x.shape
+
+
 def test_the_operator_passes_torchs_own_checks() -> None:
     x, weight, bias, scale, shift = (
         torch.randn(s) for s in ((2, 3, 4, 8), (3, 8, 8), (8,), (2, 3, 4, 8), (2, 3, 4, 8))
@@ -112,12 +121,31 @@ def test_the_operator_passes_torchs_own_checks() -> None:
     torch.library.opcheck(ops.temporal_conv, (x, weight, bias))
 
 
+X, WEIGHT, BIAS, HALF = (4, 2, 3, 8), (3, 8, 8), (8,), (2, 2, 3, 8)
+
+
+@every_form
 @pytest.mark.parametrize(
-    ("weight", "scale", "message"),
-    [((2, 8, 8), None, "odd k"), ((3, 8, 9), None, "c_in == c_out"), ((3, 8, 8), (1, 2, 3, 8), "scale and shift")],
+    ("shapes", "message"),
+    [
+        ((X, (2, 8, 8), BIAS), "odd k"),
+        ((X, (3, 8, 9), BIAS), r"weight \(k, c"),
+        ((X, (3, 16, 16), BIAS), r"weight \(k, c"),
+        ((X, WEIGHT, (1,)), r"bias \(8"),
+        ((X, WEIGHT, BIAS, X, HALF), "scale and shift"),  # one of them would be read past its end
+        ((X, WEIGHT, BIAS, HALF, X), "scale and shift"),
+        ((X, WEIGHT, BIAS, (3, 2, 3, 8), (3, 2, 3, 8)), "multiple of"),
+        ((X, WEIGHT, BIAS, (0, 2, 3, 8), (0, 2, 3, 8)), "multiple of"),
+        ((X, WEIGHT, BIAS, (4, 2, 2, 8), (4, 2, 2, 8)), "scale and shift"),
+    ],
 )
-def test_what_it_cannot_do_is_refused(weight: tuple[int, ...], scale: tuple[int, ...] | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ops.temporal_conv(
-            torch.zeros(1, 2, 3, 8), torch.zeros(weight), torch.zeros(8), None if scale is None else torch.zeros(scale)
-        )
+def test_what_it_cannot_do_is_refused(form: str, shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    node = "TemporalConv" if len(shapes) == 3 else "TemporalConvInjection"
+    names = ("x", "weight", "bias", "scale", "shift")
+    with refused(form, message):
+        call(form, ops.temporal_conv, node, dict(zip(names, shapes, strict=False)))
+
+
+def test_a_scale_without_a_shift_is_refused() -> None:
+    with pytest.raises(InputError, match="scale and shift together"):
+        ops.temporal_conv(torch.zeros(X), torch.zeros(WEIGHT), torch.zeros(BIAS), torch.zeros(X))
