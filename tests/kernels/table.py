@@ -93,6 +93,15 @@ def run(
     return [tensor for tensor, _ in written]
 
 
+def vast(entry: Entry, shape: tuple[int, ...], width: int) -> tuple[Tensor, Tensor]:
+    """Random values, more of them than 32 bits count, and NaN in a tensor of this width on the last axis."""
+    if entry.dtype == torch.float32:
+        pytest.skip("the two narrow types cover the addresses")
+    x = torch.randn(shape, dtype=entry.dtype, device=entry.device)
+    assert x.numel() > 2**31
+    return x, torch.full((*shape[:-1], width), float("nan"), dtype=entry.dtype, device=entry.device)
+
+
 def rounded(entry: Entry, *tensors: Tensor) -> list[Tensor]:
     """Inputs as the entry's type holds them, in float64: the exact answer is the answer to these."""
     return [tensor.to(entry.dtype).double() for tensor in tensors]

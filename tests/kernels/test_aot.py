@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ from nuwaxl.kernels.aot import Request, compile_kernels, requests, requests_to_j
 from nuwaxl.kernels.parts import part_of
 
 
-def build(out: Path, cache: Path, *, sm: str) -> dict:
-    """Every kernel at one small width."""
-    return run_aot(out, cache, "--sm", sm, "--dtypes", "float16", "--widths", "64", "--heads", "2")
+def build(out: Path, cache: Path, seed: int = 0) -> dict:
+    """Every kernel at one small width. `seed` is of the order in which Python's sets are walked."""
+    options = ("--sm", "80,90", "--dtypes", "float16", "--widths", "64", "--heads", "2")
+    return run_aot(out, cache, *options, seed=seed)
 
 
 def write_requests(folder: Path, asked: list[Request]) -> str:
@@ -28,11 +31,11 @@ def write_requests(folder: Path, asked: list[Request]) -> str:
     return str(file)
 
 
-def run_aot(out: Path, cache: Path, *options: str) -> dict:
+def run_aot(out: Path, cache: Path, *options: str, seed: int = 0) -> dict:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
     result = subprocess.run(
         [sys.executable, "-m", "nuwaxl.kernels.aot", str(out), *options],
-        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        env={**environment, "TRITON_CACHE_DIR": str(cache), "PYTHONHASHSEED": str(seed)},
         capture_output=True,
         text=True,
     )
@@ -43,7 +46,7 @@ def run_aot(out: Path, cache: Path, *options: str) -> dict:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     root = tmp_path_factory.mktemp("kernels")
-    return root / "out", build(root / "out", root / "cache", sm="80,90")
+    return root / "out", build(root / "out", root / "cache")
 
 
 def test_every_kernel_is_there_for_every_architecture(built: tuple[Path, dict]) -> None:
@@ -96,11 +99,72 @@ def test_half_precision_products_use_the_tensor_cores(built: tuple[Path, dict]) 
 
 def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Path, dict], tmp_path: Path) -> None:
     out, _ = built
-    build(tmp_path / "again", tmp_path / "cache", sm="90")
-    files = [path.name for path in (tmp_path / "again").glob("*.sm_90.*")]
-    assert len(files) == 16
+    build(tmp_path / "again", tmp_path / "cache", seed=1)
+    files = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert files == sorted(path.name for path in out.iterdir())
+    assert len(files) == 2 * 16 + 1  # and kernels.json
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes(), file
+
+
+def test_float32_products_are_not_rounded_to_tf32(tmp_path: Path) -> None:
+    kernels = ("temporal_attention", "temporal_attention_backward", "temporal_conv_injection")
+    asked = [Request(kernel, torch.float32, length=4, channels=16, heads=1) for kernel in kernels]
+    manifest = run_aot(
+        tmp_path / "out", tmp_path / "cache", "--requests", write_requests(tmp_path, asked), "--sm", "90"
+    )
+    for entry in manifest["kernels"]:
+        ptx = (tmp_path / "out" / entry["files"]["ptx"]["file"]).read_text()
+        assert "fma.rn.f32" in ptx, entry["name"]
+        assert "tf32" not in ptx, entry["name"]
+
+
+def test_the_rows_of_the_update_are_float32_anywhere_in_memory(built: tuple[Path, dict]) -> None:
+    _, manifest = built
+    entries = [entry for entry in manifest["kernels"] if entry["kernel"] == "guided_update"]
+    assert len(entries) == 2
+    for entry in entries:
+        assert [(a["name"], a["type"], a["aligned"]) for a in entry["arguments"]] == [
+            *((name, "*fp16", 16) for name in ("x", "history", "noise", "cond", "uncond")),
+            # A batch may be any part of them: promised to be aligned, they would be read from elsewhere.
+            *((name, "*fp32", 1) for name in ("coefficients", "guidance")),
+            ("values", "i32", 1),
+            *((name, "*fp16", 16) for name in ("x_next", "x0")),
+        ]
+
+
+# What does not grow with the batch, or by a few floats a segment.
+SMALL = {"weight", "bias", "coefficients", "guidance"}
+
+
+def test_where_a_segment_begins_is_counted_in_64_bits(built: tuple[Path, dict]) -> None:
+    """A batch may have more than 2^31 values. The compiler's cache has the kernels before they are optimised."""
+    out, manifest = built
+    arguments = {
+        entry["entry"]: [a["name"] for a in entry["arguments"] if a["type"] != "i32"] for entry in manifest["kernels"]
+    }
+    seen: dict[str, set[str]] = {name: set() for name in arguments}
+    for path in (out.parent / "cache").rglob("*.ttir"):
+        code = path.read_text()
+        signature = re.search(r"tt\.func public @\w+\((.*?)\) attributes", code, re.DOTALL)
+        assert signature is not None
+        pointers = re.findall(r"(%\w+): !tt\.ptr", signature[1])
+        for name, pointer in zip(arguments[path.stem], pointers, strict=True):
+            for wide, offset, kind in first_offsets(code, pointer):
+                if name not in SMALL:
+                    assert kind == "i64", f"{path.stem}: {name}"
+                    assert wide or re.search(rf"{offset} = arith\.muli .* : i64", code), f"{path.stem}: {name}"
+                seen[path.stem].add(name)
+    assert {name: set(of) for name, of in arguments.items()} == seen
+
+
+def first_offsets(code: str, pointer: str) -> Iterator[tuple[bool, str, str]]:
+    """What is first added to an argument, itself or all lanes of a tensor: whether the latter, the value, its type."""
+    for offset, kind in re.findall(rf"tt\.addptr {pointer}, (%\w+) : .*, (i\d+)", code):
+        yield False, offset, kind
+    for splat in re.findall(rf"(%\w+) = tt\.splat {pointer} :", code):
+        for offset, kind in re.findall(rf"tt\.addptr {splat}, (%\w+) : .*, tensor<\w+x(i\d+)>", code):
+            yield True, offset, kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

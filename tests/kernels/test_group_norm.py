@@ -9,7 +9,7 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, compiled_entries, every_entry, rounded, run
+from .table import Entry, assert_close, compiled_entries, every_entry, gpu_entries, rounded, run, vast
 
 SHAPES = {  # b, L, p, c, groups
     "one frame, one pixel": (1, 1, 1, 8, 2),
@@ -30,22 +30,22 @@ def inputs(entry: Entry, shape: tuple[int, ...], scale: float = 1.0, offset: flo
     return rounded(entry, x, torch.randn(c, generator=generator), torch.randn(c, generator=generator))
 
 
-def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool = True) -> Tensor:
-    normed = F.group_norm(x.flatten(0, 1).transpose(1, 2), groups, weight, bias, EPS)
+def exact(x: Tensor, weight: Tensor, bias: Tensor, groups: int, silu: bool = True, eps: float = EPS) -> Tensor:
+    normed = F.group_norm(x.flatten(0, 1).transpose(1, 2), groups, weight, bias, eps)
     return (F.silu(normed) if silu else normed).transpose(1, 2).reshape(x.shape)
 
 
-def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True) -> Tensor:
+def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True, eps: float = EPS) -> Tensor:
     def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         if entry.form == "reference":
-            out.copy_(reference.group_norm_silu(x, weight, bias, groups, EPS, silu))
+            out.copy_(reference.group_norm_silu(x, weight, bias, groups, eps, silu))
         elif entry.form == "c++":
             node, given = "GroupNormSilu" if silu else "GroupNorm", {"x": x, "weight": weight, "bias": bias}
-            out.copy_(run_node(node, given, 1, groups=groups, eps=EPS)[0])
+            out.copy_(run_node(node, given, 1, groups=groups, eps=eps)[0])
         else:
             from nuwaxl.kernels.triton import group_norm
 
-            group_norm.forward(x, weight, bias, groups, EPS, out, silu=silu)
+            group_norm.forward(x, weight, bias, groups, eps, out, silu=silu)
 
     return run(entry, launch, given, 1, given[0].shape)[0]
 
@@ -89,6 +89,27 @@ def test_values_at_the_end_of_half_precision_are_normed(entry: Entry, pixels: in
     given = inputs(entry, (1, 1, pixels, 16, 2), scale=9000.0)
     given[0].clamp_(-65504.0, 65504.0)
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))
+
+
+@every_entry
+@pytest.mark.parametrize("pixels", [45, 1100])
+def test_eps_is_what_little_variance_is_divided_by(entry: Entry, pixels: int) -> None:
+    x, weight, bias = inputs(entry, (1, 3, pixels, 40, 4), scale=0.01)
+    x[:, 0] = 0.5  # a frame without any
+    (x,) = rounded(entry, x)
+    assert_close(entry, forward(entry, [x, weight, bias], 4, eps=0.1), exact(x, weight, bias, 4, eps=0.1))
+
+
+@gpu_entries
+@pytest.mark.parametrize(("segments", "pixels"), [(480, 900), (24, 18_000)], ids=["whole frames", "frames in parts"])
+def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry, segments: int, pixels: int) -> None:
+    from nuwaxl.kernels.triton import group_norm
+
+    x, out = vast(entry, (segments, 16, pixels, 320), width=320)
+    _, weight, bias = inputs(entry, (1, 1, 1, 320, 32))
+    group_norm.forward(x, weight.to(x), bias.to(x), 32, EPS, out)
+    assert torch.isfinite(out).all()
+    assert_close(entry, out[-1:, -1:], exact(x[-1:, -1:].double().cpu(), weight, bias, 32))
 
 
 @compiled_entries

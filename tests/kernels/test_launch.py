@@ -37,7 +37,7 @@ def test_more_values_a_segment_than_a_kernel_can_count_are_refused() -> None:
     update, grids = recorded(sampler.specialise())
     launch(update, 4, INT32_MAX, (of_shape(4, INT32_MAX), INT32_MAX))
     assert len(grids) == 1
-    with pytest.raises(InputError, match="at most 2147483647 values a segment.*; found 2147483648 values"):
+    with pytest.raises(InputError, match=r"at most 2147483647 values a segment.*; found 2147483648 values"):
         launch(update, 4, 2**31, (of_shape(4, 2**31), 2**31))
     with pytest.raises(InputError, match="found 2147483648 values"):  # of any of the tensors
         launch(update, 1, 8, (of_shape(1, 8), of_shape(1, 2**31), 8))

@@ -8,7 +8,7 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run
+from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run, vast
 
 SHAPES = {
     "one value": (1, 1, 1, 1, 1),
@@ -73,6 +73,35 @@ def test_more_programs_than_a_grid_axis_holds(entry: Entry) -> None:
         assert_close(entry, found, expected)
 
 
+@gpu_entries
+def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry) -> None:
+    from nuwaxl.kernels.triton import sampler
+
+    x, x_next = vast(entry, (24, 16, 18_000, 320), width=320)
+    x0 = torch.empty_like(x_next)
+    _, coefficients, guidance = inputs(entry, (24, 1))
+    sampler.forward(x, x, x, x, x, coefficients.to(x.device), guidance.to(x.device), x_next, x0)
+    last = [x[-1:, -1, -40:].double().cpu()] * 5
+    for found, expected in zip((x_next, x0), exact(last, coefficients[-1:], guidance[-1:]), strict=True):
+        assert_close(entry, found[-1:, -1, -40:], expected)
+
+
+@every_entry
+def test_values_beyond_the_range_of_half_precision_come_back_scaled(entry: Entry) -> None:
+    """The guided prediction, x0 and what x_next is summed of reach 1e6; float16 ends at 65504."""
+    tensors, coefficients, guidance = inputs(entry, (3, 5, 7))
+    tensors = rounded(entry, *(tensor * 1000.0 for tensor in tensors))
+    guidance *= 100.0
+    coefficients[:, :2] *= 2.0**-8  # x0 comes back, the prediction does not
+    coefficients[:, 2:4] *= 2.0**-6
+    pred = tensors[4] + guidance.double()[:, None, None] * (tensors[3] - tensors[4])
+    assert pred.abs().max() > 65504
+    for found, expected in zip(
+        forward(entry, tensors, coefficients, guidance), exact(tensors, coefficients, guidance), strict=True
+    ):
+        assert_close(entry, found, expected)
+
+
 @every_entry
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)], ids=["no segments", "no values"])
 def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
@@ -95,7 +124,7 @@ def test_the_operator_passes_torchs_own_checks() -> None:
     ],
 )
 def test_what_it_cannot_do_is_refused(form: str, odd: str, shape: tuple[int, ...], message: str) -> None:
-    shapes = {name: (2, 3) for name in ("x", "history", "noise", "cond", "uncond")}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("x", "history", "noise", "cond", "uncond"), (2, 3))
     shapes |= {"coefficients": (2, 6), "guidance": (2,), odd: shape}
     with refused(form, message):
         call(form, ops.guided_update, "GuidedUpdate", shapes)

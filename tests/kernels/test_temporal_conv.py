@@ -10,7 +10,7 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, compiled_entries, every_entry, rounded, run
+from .table import Entry, assert_close, compiled_entries, every_entry, gpu_entries, rounded, run, vast
 
 SHAPES = {  # b, L, p, c, k
     "one frame, one pixel": (1, 1, 1, 16, 3),
@@ -103,6 +103,18 @@ def test_more_programs_than_a_grid_axis_holds(entry: Entry) -> None:
     pixels = 4_300_000 if entry.device == "cuda" else 70_000  # 8.6e6 tokens, 67,000 tiles of 128
     given = inputs(entry, (1, 2, pixels, 16, 1), scale=0.5)
     assert_close(entry, forward(entry, given), exact(*given))
+
+
+@gpu_entries
+def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry) -> None:
+    from nuwaxl.kernels.triton import temporal_conv
+
+    x, out = vast(entry, (24, 16, 18_000, 320), width=320)
+    _, weight, bias, *_ = inputs(entry, (1, 1, 1, 320, 3), scale=0.05)
+    temporal_conv.forward(x, *(tensor.to(x) for tensor in (weight, bias)), x, x, out)
+    assert torch.isfinite(out).all()
+    last = x[-1:, :, -40:].double().cpu()
+    assert_close(entry, out[-1:, :, -40:], exact(last, weight, bias, last, last))
 
 
 @every_entry
