@@ -1,4 +1,5 @@
-"""The C++ forms of the kernels, called as ONNX Runtime calls them: one node in a graph, the library registered."""
+"""The forms that are nodes of a graph, run by ONNX Runtime's CPU provider: the C++ ones, by the library that is
+registered, and the nodes' bodies of standard operators, without it."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ _TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}  # ONNX's num
 _ROWS = ("coefficients", "guidance")  # float32 whatever the tensors are
 
 
-def run_node(op_type: str, inputs: dict[str, Tensor], outputs: int, **attributes: Any) -> list[Tensor]:
-    """Outputs of the node `nuwaxl::op_type`, computed in the type of the first input by the CPU provider."""
+def run_node(
+    op_type: str, inputs: dict[str, Tensor], outputs: int, *, form: str = "c++", **attributes: Any
+) -> list[Tensor]:
+    """Outputs of the node `nuwaxl::op_type` in the form "c++" or "onnx", computed in the type of the first input."""
     dtype = next(iter(inputs.values())).dtype
     ranks = tuple((name, tensor.ndim) for name, tensor in inputs.items())
-    session = _session(op_type, dtype, ranks, outputs, tuple(sorted(attributes.items())))
+    session = _session(form, op_type, dtype, ranks, outputs, tuple(sorted(attributes.items())))
     # float32 holds every value of the other types, and numpy has no bfloat16.
     found = session.run(None, {name: tensor.float().numpy() for name, tensor in inputs.items()})
     return [torch.from_numpy(np.array(array)).to(dtype) for array in found]
@@ -25,6 +28,7 @@ def run_node(op_type: str, inputs: dict[str, Tensor], outputs: int, **attributes
 
 @cache
 def _session(
+    form: str,
     op_type: str,
     dtype: torch.dtype,
     ranks: tuple[tuple[str, int], ...],
@@ -57,5 +61,10 @@ def _session(
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
-    options.register_custom_ops_library(str(library_path()))
+    if form == "onnx":
+        from nuwaxl.export.functions import add_bodies
+
+        add_bodies(model)
+    else:
+        options.register_custom_ops_library(str(library_path()))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

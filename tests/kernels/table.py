@@ -17,7 +17,7 @@ GUARD = 64  # poisoned values before and after every tensor; keeps the alignment
 class Entry:
     """Where a form runs, in what type, and the error allowed, relative to the largest expected value."""
 
-    form: str  # "reference", "c++" or "triton"
+    form: str  # "reference", "c++", "onnx" (the bodies of the nodes) or "triton"
     device: str
     dtype: torch.dtype
     tolerance: float
@@ -26,6 +26,7 @@ class Entry:
         return f"{self.form}-{self.device}-{str(self.dtype).removeprefix('torch.')}"
 
 
+NODES = ("c++", "onnx")  # forms of a node in a graph
 TABLE = [
     Entry("reference", "cpu", torch.float64, 1e-13),
     Entry("reference", "cpu", torch.float32, 2e-6),
@@ -34,6 +35,9 @@ TABLE = [
     Entry("c++", "cpu", torch.float32, 4e-6),
     Entry("c++", "cpu", torch.float16, 6e-4),
     Entry("c++", "cpu", torch.bfloat16, 5e-3),
+    Entry("onnx", "cpu", torch.float32, 2e-5),  # ONNX Runtime sums means one value after the other
+    Entry("onnx", "cpu", torch.float16, 6e-4),
+    Entry("onnx", "cpu", torch.bfloat16, 5e-3),
     Entry("triton", "cpu", torch.float32, 2e-6),
     Entry("triton", "cpu", torch.float16, 2e-3),
     Entry("triton", "cpu", torch.bfloat16, 1.6e-2),
@@ -46,9 +50,10 @@ TABLE = [
 def _marks(entry: Entry) -> list[pytest.MarkDecorator]:
     if entry.device == "cuda":
         return [pytest.mark.gpu]
-    if entry.form == "c++":
-        missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
-        return [pytest.mark.skipif(bool(missing), reason="needs onnx and onnxruntime")]
+    if entry.form in NODES:
+        wanted = ("onnx", "onnxruntime", *(("onnxscript",) if entry.form == "onnx" else ()))
+        missing = [name for name in wanted if find_spec(name) is None]
+        return [pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(wanted)}")]
     if entry.form == "triton":
         return [
             pytest.mark.skipif(find_spec("triton") is None, reason="needs triton"),
@@ -63,7 +68,9 @@ def _entries(chosen: Callable[[Entry], bool]) -> pytest.MarkDecorator:
 
 
 every_entry = _entries(lambda entry: True)
-gradient_entries = _entries(lambda entry: entry.form != "c++")  # which is for inference
+gradient_entries = _entries(lambda entry: entry.form not in NODES)  # which are for inference
+# ONNX's Reshape finds no size in a tensor of no values, and no runner makes such.
+entries_of_nothing = _entries(lambda entry: entry.form != "onnx")
 # Forms that are compiled: the interpreter takes 8 ms a program, too long for more programs than a grid's axis holds.
 compiled_entries = _entries(lambda entry: entry.device == "cuda" or entry.form == "c++")
 gpu_entries = _entries(lambda entry: entry.device == "cuda")

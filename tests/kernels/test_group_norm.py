@@ -9,7 +9,18 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, compiled_entries, every_entry, gpu_entries, rounded, run, vast
+from .table import (
+    NODES,
+    Entry,
+    assert_close,
+    compiled_entries,
+    entries_of_nothing,
+    every_entry,
+    gpu_entries,
+    rounded,
+    run,
+    vast,
+)
 
 SHAPES = {  # b, L, p, c, groups
     "one frame, one pixel": (1, 1, 1, 8, 2),
@@ -39,9 +50,9 @@ def forward(entry: Entry, given: list[Tensor], groups: int, silu: bool = True, e
     def launch(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
         if entry.form == "reference":
             out.copy_(reference.group_norm_silu(x, weight, bias, groups, eps, silu))
-        elif entry.form == "c++":
+        elif entry.form in NODES:
             node, given = "GroupNormSilu" if silu else "GroupNorm", {"x": x, "weight": weight, "bias": bias}
-            out.copy_(run_node(node, given, 1, groups=groups, eps=eps)[0])
+            out.copy_(run_node(node, given, 1, form=entry.form, groups=groups, eps=eps)[0])
         else:
             from nuwaxl.kernels.triton import group_norm
 
@@ -69,8 +80,9 @@ def test_a_mean_far_from_zero_costs_no_precision(entry: Entry, pixels: int) -> N
     # Squares of the values lose the variance in float32: mean 3000, deviation 4.
     given = inputs(entry, (1, 2, pixels, 40, 4), scale=4.0, offset=3000.0)
     found, expected = forward(entry, given, 4), exact(*given, 4)
-    # float32 itself rounds the values' mean to 2e-4, which is 5e-5 deviations.
-    loose = Entry(entry.form, entry.device, entry.dtype, max(entry.tolerance, 1e-4))
+    # float32 itself rounds the values' mean to 2e-4, which is 5e-5 deviations; ONNX Runtime does so at every sum.
+    allowed = 4e-4 if entry.form == "onnx" else 1e-4
+    loose = Entry(entry.form, entry.device, entry.dtype, max(entry.tolerance, allowed))
     assert_close(entry if entry.dtype == torch.float64 else loose, found, expected)
 
 
@@ -118,7 +130,7 @@ def test_more_frames_than_a_grid_axis_holds(entry: Entry) -> None:
     assert_close(entry, forward(entry, given, 2), exact(*given, 2))
 
 
-@every_entry
+@entries_of_nothing
 @pytest.mark.parametrize("shape", [(0, 2, 45, 16, 2), (2, 2, 0, 16, 2)], ids=["no segments", "no pixels"])
 def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
     assert forward(entry, inputs(entry, shape), 2).shape == shape[:4]

@@ -8,7 +8,7 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, every_entry, gpu_entries, rounded, run, vast
+from .table import NODES, Entry, assert_close, entries_of_nothing, every_entry, gpu_entries, rounded, run, vast
 
 SHAPES = {
     "one value": (1, 1, 1, 1, 1),
@@ -45,10 +45,10 @@ def forward(entry: Entry, tensors: list[Tensor], coefficients: Tensor, guidance:
             wide = [row.to(x0.dtype) if x0.dtype == torch.float64 else row for row in rows]
             for out, value in zip((x_next, x0), reference.guided_update(*read, *wide), strict=True):
                 out.copy_(value)
-        elif entry.form == "c++":
+        elif entry.form in NODES:
             names = ("x", "history", "noise", "cond", "uncond", "coefficients", "guidance")
             given = dict(zip(names, (*read, *rows), strict=True))
-            for out, value in zip((x_next, x0), run_node("GuidedUpdate", given, 2), strict=True):
+            for out, value in zip((x_next, x0), run_node("GuidedUpdate", given, 2, form=entry.form), strict=True):
                 out.copy_(value)
         else:
             from nuwaxl.kernels.triton import sampler
@@ -102,7 +102,7 @@ def test_values_beyond_the_range_of_half_precision_come_back_scaled(entry: Entry
         assert_close(entry, found, expected)
 
 
-@every_entry
+@entries_of_nothing
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)], ids=["no segments", "no values"])
 def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
     assert [tuple(tensor.shape) for tensor in forward(entry, *inputs(entry, shape))] == [shape, shape]

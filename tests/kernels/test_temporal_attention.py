@@ -10,9 +10,11 @@ from nuwaxl.kernels import ops, reference
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
 from .table import (
+    NODES,
     Entry,
     assert_close,
     compiled_entries,
+    entries_of_nothing,
     every_entry,
     gpu_entries,
     gradient_entries,
@@ -52,8 +54,9 @@ def forward(entry: Entry, qkv: Tensor, heads: int) -> Tensor:
     def launch(qkv: Tensor, out: Tensor) -> None:
         if entry.form == "reference":
             out.copy_(reference.temporal_attention(qkv, heads))
-        elif entry.form == "c++":
-            out.copy_(run_node("TemporalAttention", {"qkv": qkv}, 1, heads=heads)[0])
+        elif entry.form in NODES:
+            attributes = {"heads": heads, "scale": (qkv.shape[3] // 3 // heads) ** -0.5}
+            out.copy_(run_node("TemporalAttention", {"qkv": qkv}, 1, form=entry.form, **attributes)[0])
         else:
             from nuwaxl.kernels.triton import temporal_attention
 
@@ -152,7 +155,7 @@ def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry) -> None:
 nothing = pytest.mark.parametrize("shape", [(0, 3, 5, 2, 8), (2, 3, 0, 2, 8)], ids=["no segments", "no pixels"])
 
 
-@every_entry
+@entries_of_nothing
 @nothing
 def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
     assert forward(entry, random_qkv(shape), 2).shape == (*shape[:3], 16)

@@ -10,7 +10,18 @@ from nuwaxl.kernels import ops, reference
 
 from .custom_ops import run_node
 from .refusals import call, every_form, refused
-from .table import Entry, assert_close, compiled_entries, every_entry, gpu_entries, rounded, run, vast
+from .table import (
+    NODES,
+    Entry,
+    assert_close,
+    compiled_entries,
+    entries_of_nothing,
+    every_entry,
+    gpu_entries,
+    rounded,
+    run,
+    vast,
+)
 
 SHAPES = {  # b, L, p, c, k
     "one frame, one pixel": (1, 1, 1, 16, 3),
@@ -49,12 +60,11 @@ def forward(entry: Entry, given: list[Tensor]) -> Tensor:
         scale, shift = injection or (None, None)
         if entry.form == "reference":
             out.copy_(reference.temporal_conv(x, weight, bias, scale, shift))
-        elif entry.form == "c++":
-            given = {"x": x, "weight": weight, "bias": bias}
-            if scale is None or shift is None:
-                out.copy_(run_node("TemporalConv", given, 1)[0])
-            else:
-                out.copy_(run_node("TemporalConvInjection", {**given, "scale": scale, "shift": shift}, 1)[0])
+        elif entry.form in NODES:
+            node, given = "TemporalConv", {"x": x, "weight": weight, "bias": bias}
+            if scale is not None and shift is not None:
+                node, given = "TemporalConvInjection", {**given, "scale": scale, "shift": shift}
+            out.copy_(run_node(node, given, 1, form=entry.form)[0])
         else:
             from nuwaxl.kernels.triton import temporal_conv
 
@@ -117,7 +127,7 @@ def test_a_batch_of_more_than_two_to_the_31_values(entry: Entry) -> None:
     assert_close(entry, out[-1:, :, -40:], exact(last, weight, bias, last, last))
 
 
-@every_entry
+@entries_of_nothing
 @pytest.mark.parametrize("shape", [(0, 3, 5, 16, 3), (2, 3, 0, 16, 3)], ids=["no segments", "no pixels"])
 def test_of_nothing_it_is_nothing(entry: Entry, shape: tuple[int, ...]) -> None:
     x, weight, bias, *_ = inputs(entry, shape)
