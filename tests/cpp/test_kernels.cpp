@@ -33,14 +33,15 @@ std::vector<StubLaunch>& launches() { return *stub<std::vector<StubLaunch>* (*)(
 std::deque<long long>& memory() { return *stub<std::deque<long long>* (*)()>("stub_memory")(); }
 std::vector<std::string>& loaded() { return *stub<std::vector<std::string>* (*)()>("stub_loaded")(); }
 void set_device(int device) { stub<void (*)(int)>("stub_set_device")(device); }
-void fail_after(int count) { stub<void (*)(int)>("stub_fail_after")(count); }
+// The call of this name fails from now on; "" for none.
+void fail(const char* call) { stub<void (*)(const char*)>("stub_fail")(call); }
 
 Kernels fresh() {
     launches().clear();
     loaded().clear();
     memory().clear();
     set_device(0);
-    fail_after(-1);
+    fail("");
     return Kernels([] { return nuwaxl::cuda::Driver::load(NUWAXL_STUB_LIBCUDA); });
 }
 
@@ -183,6 +184,8 @@ TEST(an_unaligned_tensor_is_refused) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
     CHECK(check::refuses([&] { kernels.launch(attention(1), {in(0x1004)}, {out(0x2000)}, nullptr, scratch()); }));
+    CHECK(check::refuses([&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2008)}, nullptr, scratch()); }));
+    CHECK(launches().empty());
 }
 
 TEST(errors_of_the_driver_are_told_by_name) {
@@ -192,12 +195,25 @@ TEST(errors_of_the_driver_are_told_by_name) {
     kernels.add(0, attention(1).kernel, bad);
     const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); };
     CHECK(thrown(launch).find("cuModuleLoadData to succeed; found CUDA_ERROR_INVALID_IMAGE") != std::string::npos);
+}
 
-    Kernels others = fresh();
-    others.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
-    fail_after(0);
-    CHECK(thrown([&] { others.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); })
-              .find("cuLaunchKernel to succeed; found CUDA_ERROR_ILLEGAL_ADDRESS") != std::string::npos);
+TEST(every_call_of_the_driver_that_fails_is_told) {
+    const Call norm = plan_call(Op::kGroupNorm, {{1, 16, 1025, 320}, {320}, {320}}, {0, 32, 1e-5F}, "float16");
+    for (const char* const call : {"cuCtxGetDevice", "cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute",
+                                   "cuMemAlloc", "cuLaunchKernel"}) {
+        Kernels kernels = fresh();
+        kernels.add(0, norm.statistics, kernel("pippp", {48, 1, 256}, 100 << 10));
+        kernels.add(0, norm.kernel, kernel("ppppippp", {48, 1, 256}, 100 << 10));
+        Scratch between;
+        const auto launch = [&] {
+            kernels.launch(norm, {in(0x100), in(0x200), in(0x300)}, {out(0x400)}, nullptr, between);
+        };
+        fail(call);
+        CHECK(thrown(launch).starts_with("expected " + std::string(call) +
+                                         " to succeed; found CUDA_ERROR_ILLEGAL_ADDRESS; "));
+        fail("");
+        CHECK(thrown(launch).empty());  // nothing half made is kept
+    }
 }
 
 TEST(a_machine_without_the_driver_is_told_what_to_do) {

@@ -13,6 +13,13 @@ constexpr int kMaxDynamicSharedSizeBytes = 8;           // CU_FUNC_ATTRIBUTE_MAX
 constexpr unsigned kSharedBytesWithoutAsking = 48 << 10;
 constexpr std::uintptr_t kAlignment = 16;               // what the kernels were promised of tensors
 
+// ONNX Runtime aligns all that it allocates itself.
+void check_aligned(const void* pointer) {
+    if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
+        refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
+    }
+}
+
 }  // namespace
 
 void Kernels::add(int device, const std::string& name, Kernel kernel) {
@@ -24,11 +31,8 @@ void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, c
                      cuda::Stream stream, Scratch& scratch) {
     std::vector<const void*> pointers;
     for (const int input : call.inputs) pointers.push_back(inputs[static_cast<std::size_t>(input)]);
-    for (const void* pointer : pointers) {  // ONNX Runtime aligns all that it allocates itself
-        if (reinterpret_cast<std::uintptr_t>(pointer) % kAlignment != 0) {
-            refuse("tensors at addresses that are multiples of 16", "another", "bind buffers that are aligned");
-        }
-    }
+    for (const void* pointer : pointers) check_aligned(pointer);
+    for (const void* pointer : outputs) check_aligned(pointer);
     if (call.batch == 0) return;
     if (!call.statistics.empty()) {
         void* between = reserve(scratch, call.scratch_bytes);
@@ -97,7 +101,9 @@ cuda::Function Kernels::loaded(Entry& entry) {
     if (entry.function != nullptr) return entry.function;
     const cuda::Driver& cuda = driver();
     if (entry.module == nullptr) {
-        cuda.check(cuda.module_load_data(&entry.module, entry.kernel.image.data()), "cuModuleLoadData");
+        cuda::Module module = nullptr;
+        cuda.check(cuda.module_load_data(&module, entry.kernel.image.data()), "cuModuleLoadData");
+        entry.module = module;
     }
     cuda::Function function = nullptr;
     cuda.check(cuda.module_get_function(&function, entry.module, entry.kernel.entry.c_str()), "cuModuleGetFunction");

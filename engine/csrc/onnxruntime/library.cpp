@@ -7,6 +7,7 @@
 #include <array>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -235,6 +236,8 @@ NUWAXL_EXPORT nuwaxl::ort::Status* RegisterCustomOps(nuwaxl::ort::SessionOptions
     namespace ort = nuwaxl::ort;
     // Never released: sessions made of the options use it.
     static ort::Domain* domain = nullptr;
+    static std::mutex mutex;  // runners may be opened side by side
+    const std::lock_guard lock(mutex);
     const ort::Api api{base->get_api(ort::kApiVersion)};
     if (domain == nullptr) {
         ort::Domain* made = nullptr;
