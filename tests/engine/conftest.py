@@ -137,22 +137,42 @@ _GRAPHS = {
         latents = Transpose<perm=[0,1,4,2,3]>(scaled)
     }}""",
 }
-_STATE = [
-    TensorSpec("wanted", ("batch", 4, 1, 1, 1), "float32"),
-    TensorSpec("unwanted", ("batch", 1, 1, 1, 1), "float32"),
-    TensorSpec("known", ("batch", 4, 3, 8, 8), "float32"),
-]
+_STATE = {
+    "wanted": ("batch", 4, 1, 1, 1),
+    "unwanted": ("batch", 1, 1, 1, 1),
+    "known": ("batch", 4, 3, 8, 8),
+}
 
 
-def write_tiny_bundle(folder: Path) -> None:
-    """Write the bundle's files and its manifest."""
+def _halve_state(graph: onnx.GraphProto) -> None:
+    """Make the state float16, which `prepare` gives and `step` takes."""
+    given = graph.name == "prepare"
+    for value in graph.output if given else graph.input:
+        if value.name not in _STATE:
+            continue
+        wide = f"{value.name}_wide"
+        for node in graph.node:
+            names = node.output if given else node.input
+            names[:] = [wide if name == value.name else name for name in names]
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+        if given:
+            graph.node.append(onnx.helper.make_node("Cast", [wide], [value.name], to=onnx.TensorProto.FLOAT16))
+        else:
+            graph.node.insert(0, onnx.helper.make_node("Cast", [value.name], [wide], to=onnx.TensorProto.FLOAT))
+
+
+def write_tiny_bundle(folder: Path, precision: str = "fp32") -> None:
+    """Write the bundle's files and its manifest; in "fp16" the state is float16, the rest as in "fp32"."""
     graphs = {}
+    state = [TensorSpec(name, shape, "float32" if precision == "fp32" else "float16") for name, shape in _STATE.items()]
     for name, (inputs, outputs) in required_tensors(NETWORK).items():
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {_GRAPHS[name]}')
+        if precision == "fp16" and name in ("prepare", "step"):
+            _halve_state(model.graph)
         onnx.checker.check_model(model)
         onnx.save(model, folder / f"{name}.onnx")
-        extra_inputs = _STATE if name == "step" else []
-        extra_outputs = _STATE if name == "prepare" else []
+        extra_inputs = state if name == "step" else []
+        extra_outputs = state if name == "prepare" else []
         graphs[name] = Graph(f"{name}.onnx", None, (*inputs, *extra_inputs), (*outputs, *extra_outputs))
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -161,7 +181,7 @@ def write_tiny_bundle(folder: Path) -> None:
         folder,
         name="tiny",
         producer={"nuwaxl": "0"},
-        precision="fp32",
+        precision=precision,
         network=NETWORK,
         diffusion=DIFFUSION,
         sampler=Sampler(name="dpmpp_2m", steps=5, guidance=2.0),

@@ -171,6 +171,7 @@ class FakeCuda:
         return self._release("cudaFreeHost", "host", ptr)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        assert flags == self.cudaStreamNonBlocking  # others wait for the default stream, and it for them
         return self._called("cudaStreamCreateWithFlags", flags), self._make("stream", _Stream())
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
@@ -193,6 +194,7 @@ class FakeCuda:
         return (status,)
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Status, int]:
+        assert flags == self.cudaEventDisableTiming
         return self._called("cudaEventCreateWithFlags", flags), self._make("event", _Event())
 
     def cudaEventDestroy(self, event: int) -> tuple[Status]:
@@ -224,6 +226,7 @@ class FakeCuda:
         return (status if status or self.objects[event].passed else Status.cudaErrorNotReady,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Status]:
+        assert kind == self.cudaMemcpyKind.cudaMemcpyDefault
         status = self._called("cudaMemcpyAsync", dst, src, count, kind, stream)
         self.objects[stream].add(lambda: ctypes.memmove(dst, src, count) and None)
         return (status,)
@@ -234,6 +237,7 @@ class FakeCuda:
         return (status,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Status]:
+        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         status = self._called("cudaStreamBeginCapture", stream, mode)
         self.objects[stream].captured = []
         return (status,)

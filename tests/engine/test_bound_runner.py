@@ -27,6 +27,7 @@ from nuwaxl.engine.runners.slots import Rows, bucket, row_bytes
 from nuwaxl.errors import DeviceLost, RenderError
 
 from .bound import KINDS, LateSession, on_fake, on_host
+from .conftest import write_tiny_bundle
 from .fake_cuda import FakeCuda, Status
 
 WORKER = Worker("cpu#0", threads=1, alone=True)
@@ -93,6 +94,22 @@ def test_segments_that_come_and_go_are_moved_as_the_plain_runner_moves_them(
     for found, expected in zip(play(runner, seed), play(OnnxRuntimeRunner(bundle, WORKER), seed), strict=True):
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_in_half_precision_are_bound_as_what_they_are(kind: str, cuda: FakeCuda, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path, precision="fp16")
+    bundle = Bundle.open(tmp_path)
+    runner = on_host(bundle) if kind == "host" else on_fake(bundle, cuda)
+    for found, expected in zip(play(runner, 1), play(OnnxRuntimeRunner(bundle, WORKER), 1), strict=True):
+        np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=1e-5, atol=1e-5)
+
+
+def test_prepare_takes_few_segments_at_a_time(bundle: Bundle, cuda: FakeCuda) -> None:
+    """What it needs grows with them, and it is needed beside the memory of the batch."""
+    runner = on_fake(bundle, cuda)
+    runner.start(segments(np.random.default_rng(0), 10))
+    assert [rows for rows, _ in runner.session("prepare").ran] == [4, 4, 2]
 
 
 def test_text_and_frames_are_encoded_as_the_plain_runner_does(runner: BoundRunner, bundle: Bundle) -> None:

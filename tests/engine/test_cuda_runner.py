@@ -114,6 +114,8 @@ def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(
         assert options["user_compute_stream"] == str(runner.stream.handle)
         assert options["device_id"] == "0"
         assert options["use_tf32"] == options["prefer_nhwc"] == "0"
+        assert options["do_copy_in_default_stream"] == "1"  # else copies wait for nothing on the stream
+        assert options["arena_extend_strategy"] == "kSameAsRequested"
         assert options["enable_cuda_graph"] == ("1" if graph == "step" else "0")
         assert all(isinstance(value, str) for value in options.values())
     assert set(runtime.opened) == {"prepare", "step", "decode", "text"}
