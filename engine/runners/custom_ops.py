@@ -3,7 +3,8 @@
 csrc/onnxruntime is the library.
 
 A custom operator takes the place of its node's function body, whether its kernel can run or not. So the library is
-registered only where the bundle has every kernel for the GPU at hand; elsewhere the bodies are what runs.
+registered only where the bundle has every kernel for the GPU at hand, and its driver loads them; elsewhere the bodies
+are what runs.
 """
 
 import ctypes
@@ -20,9 +21,9 @@ KERNELS_FILE = "kernels.json"
 LIBRARY_FILE = "libnuwaxl_onnxruntime.so"
 _FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 2
 _GRAPHS_WITH_KERNELS = ("step", "decode")
-# Binaries for the generations before sm_90 run on later ones of the same major number; those from 90 on, which use
-# what only their own generation has, do not.
-_PORTABLE_MAJOR = 8
+# Binaries for one of these run on the later ones of them. NVIDIA does not promise it of the boards of the same major
+# number, Jetson Orin (8.7) among them; those from 9.0 on use what only their own generation has.
+_PORTABLE = (80, 86, 89)
 
 _said: set[tuple[str, int]] = set()
 
@@ -32,7 +33,7 @@ class KernelLibrary:
 
     Args:
         sm: the GPU's compute capability as one number, 90 for 9.0.
-        index: the GPU's number.
+        index: the GPU's number; it is the calling thread's device.
 
     Raises:
         InputError: kernels.json is of another format.
@@ -45,12 +46,18 @@ class KernelLibrary:
         kernels = _kernels(bundle.path / KERNELS_FILE)
         self.sm = matching(sm, {int(kernel["sm"]) for kernel in kernels})
         if self.sm is None:
-            say_once(bundle, sm, sorted({int(kernel["sm"]) for kernel in kernels}))
+            found = ", ".join(f"sm_{each}" for each in sorted({int(kernel["sm"]) for kernel in kernels}))
+            _say_once(bundle, sm, f"those for {found}", f"export the bundle again with --sm {sm}")
             return
-        library = ctypes.CDLL(str(library_path()))
-        for kernel in kernels:
-            if kernel["sm"] == self.sm:
-                _add(library, bundle.path, kernel, index)
+        library = _library()
+        fitting = [kernel for kernel in kernels if kernel["sm"] == self.sm]
+        for kernel in fitting:
+            _add(library, bundle.path, kernel, index)
+        refusals = (library.nuwaxl_load_kernel(kernel["name"].encode()) for kernel in fitting)
+        refusal = next((each for each in refusals if each is not None), None)
+        if refusal is not None:
+            self.sm = None
+            _say_once(bundle, sm, f"that they do not load ({refusal.decode()})", "update the driver")
 
     def register(self, options: Any, graph: str) -> None:
         """Let a session with these options launch the kernels, where it calls any."""
@@ -62,8 +69,8 @@ def matching(sm: int, compiled: set[int]) -> int | None:
     """Which of the compute capabilities that kernels were compiled for a GPU can run; None for none."""
     if sm in compiled:
         return sm
-    older = [each for each in compiled if each // 10 == sm // 10 == _PORTABLE_MAJOR and each < sm]
-    return max(older, default=None)
+    older = [each for each in compiled if each in _PORTABLE and each < sm]
+    return max(older, default=None) if sm in _PORTABLE else None
 
 
 def library_path() -> Path:
@@ -78,17 +85,22 @@ def library_path() -> Path:
     return path
 
 
-def say_once(bundle: Bundle, sm: int, compiled: list[int]) -> None:
-    """Tell that a bundle's kernels do not fit a GPU; once for each in a process."""
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path()))
+    library.nuwaxl_load_kernel.restype = ctypes.c_char_p
+    return library
+
+
+def _say_once(bundle: Bundle, sm: int, found: str, fix: str) -> None:
+    """Tell that a bundle's kernels do not run on a GPU; once for each in a process."""
     if (bundle.sha256, sm) not in _said:
         _said.add((bundle.sha256, sm))
         logging.getLogger("nuwaxl").warning(
-            "expected kernels for sm_%d in %s; found those for %s; the graphs' plain forms run instead: "
-            "export the bundle again with --sm %d",
+            "expected kernels for sm_%d in %s; found %s; the graphs' plain forms run instead: %s",
             sm,
             bundle.path,
-            ", ".join(f"sm_{each}" for each in compiled),
-            sm,
+            found,
+            fix,
         )
 
 

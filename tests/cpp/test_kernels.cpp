@@ -164,6 +164,22 @@ TEST(every_device_has_its_own_kernels) {
     CHECK(launches()[0].grid == 1024 * 8 / 2);
 }
 
+TEST(a_kernel_is_loaded_before_its_launch_where_that_is_asked_for) {
+    Kernels kernels = fresh();
+    kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));
+    kernels.load(attention(1).kernel);
+    CHECK(loaded().size() == 1 && launches().empty());
+    kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch());
+    CHECK(loaded().size() == 1 && launches().size() == 1);
+    CHECK(check::refuses([&] { kernels.load("another"); }));
+    set_device(1);
+    CHECK(check::refuses([&] { kernels.load(attention(1).kernel); }));
+    set_device(0);
+    fail("cuModuleLoadData");
+    kernels.add(0, "refused", kernel("pippp", {1, 8, 4}));
+    CHECK(thrown([&] { kernels.load("refused"); }).starts_with("expected cuModuleLoadData to succeed; found "));
+}
+
 TEST(the_same_kernel_again_changes_nothing) {
     Kernels kernels = fresh();
     kernels.add(0, attention(1).kernel, kernel("pippp", {1, 8, 4}));

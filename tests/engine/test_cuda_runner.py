@@ -4,7 +4,6 @@ Its options, its errors, and a render on a fake device whose sessions are the CP
 marked gpu: CUDA graphs, the provider itself, the kernels.
 """
 
-import json
 import logging
 import threading
 from pathlib import Path
@@ -26,6 +25,7 @@ from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.errors import InputError, RenderError
 
 from .bound import LateSession, ReleasingSession
+from .custom_ops import Launcher, with_kernels
 from .fake_cuda import FakeCuda
 
 WORKER = Worker("cuda:0", threads=1, alone=True, kind="cuda")
@@ -237,78 +237,11 @@ def test_a_graph_that_cannot_be_loaded_is_one_line(own_bundle: Path, runtime: Fa
     assert not cuda.live
 
 
-@pytest.mark.parametrize(
-    ("sm", "compiled", "expected"),
-    [
-        (90, {80, 90}, 90),
-        (89, {80, 86, 90}, 86),  # binaries of one major number run on what is later in it,
-        (87, {80}, 80),
-        (100, {90}, None),
-        (103, {100}, None),  # but not those that use what only their own generation has
-        (120, {80, 90}, None),
-        (80, {86}, None),
-    ],
-)
-def test_a_gpu_runs_the_kernels_of_its_generation(sm: int, compiled: set[int], expected: int | None) -> None:
-    assert custom_ops.matching(sm, compiled) == expected
-
-
-def with_kernels(folder: Path, *sms: int) -> Bundle:
-    """The bundle with a kernels.json that lists one kernel for each of these."""
-    kernels = [
-        {
-            "name": "guided_update-float32",
-            "kernel": "guided_update",
-            "sm": sm,
-            "entry": "guided_update",
-            "grid": {"fixed": 1, "per_item": 1, "block": 1024},
-            "num_warps": 4,
-            "shared_bytes": 0,
-            "hidden_null_pointers": 2,
-            "files": {"cubin": {"file": "a.cubin"}},
-        }
-        for sm in sms
-    ]
-    (folder / "a.cubin").write_bytes(b"\x7fELF\0cubin")
-    (folder / "kernels.json").write_text(
-        json.dumps({"format": "nuwaxl-kernels", "format_version": 2, "kernels": kernels})
-    )
-    bundle = Bundle.open(folder)
-    bundle.manifest.files["kernels.json"] = bundle.manifest.files["step.onnx"]  # type: ignore[index]
-    return bundle
-
-
-def test_without_a_matching_kernel_the_bodies_run_and_it_is_said_once(
-    own_bundle: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = with_kernels(own_bundle, 80, 90)
-    registered: list[str] = []
-    options = SimpleNamespace(register_custom_ops_library=registered.append)
-    with caplog.at_level(logging.WARNING, logger="nuwaxl"):
-        for _ in range(2):
-            library = custom_ops.KernelLibrary(bundle, 120, 0)
-            library.register(options, "step")
-    assert registered == []
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "expected kernels for sm_120" in message
-    assert "sm_80, sm_90" in message
-    assert "--sm 120" in message
-
-
-def test_with_kernels_that_fit_the_library_is_registered_where_graphs_call_them(own_bundle: Path) -> None:
-    registered: list[str] = []
-    options = SimpleNamespace(register_custom_ops_library=registered.append)
-    library = custom_ops.KernelLibrary(with_kernels(own_bundle, 80, 90), 86, 0)
-    assert library.sm == 80
-    for graph in ("text", "prepare", "step", "decode", "encode"):
-        library.register(options, graph)
-    assert registered == [str(custom_ops.library_path())] * 2
-
-
 def test_convolutions_are_channels_last_with_kernels_but_in_bfloat16(
     own_bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(custom_ops.KernelLibrary, "register", lambda *_: None)
+    monkeypatch.setattr(custom_ops, "_library", Launcher)
     preferred = {}
     for precision in ("fp32", "bf16"):
         bundle = with_kernels(own_bundle, 90)
@@ -336,12 +269,6 @@ def test_closing_is_on_the_runners_device_in_any_thread(
     closing.start()
     closing.join()
     assert entered == [True]
-
-
-def test_a_bundle_without_kernels_registers_nothing(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    library = custom_ops.KernelLibrary(Bundle.open(tiny_bundle), 90, 0)
-    library.register(SimpleNamespace(), "step")
-    assert not caplog.records
 
 
 @pytest.mark.gpu

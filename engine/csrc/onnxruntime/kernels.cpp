@@ -27,6 +27,8 @@ void Kernels::add(int device, const std::string& name, Kernel kernel) {
     entries_.try_emplace({device, name}, Entry{std::move(kernel)});
 }
 
+void Kernels::load(const std::string& name) { find(name); }
+
 void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
                      cuda::Stream stream, Scratch& scratch) {
     std::vector<const void*> pointers;
@@ -44,20 +46,7 @@ void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, c
 
 void Kernels::put(const std::string& name, const Call& call, std::vector<const void*> inputs,
                   std::vector<void*> outputs, cuda::Stream stream) {
-    cuda::Function function = nullptr;
-    const Kernel* kernel = nullptr;
-    {
-        const std::lock_guard lock(mutex_);
-        int device = 0;
-        driver().check(driver().ctx_get_device(&device), "cuCtxGetDevice");
-        const auto found = entries_.find({device, name});
-        if (found == entries_.end()) {
-            refuse("a compiled kernel " + name + " for device " + std::to_string(device), "none",
-                   "export the bundle again with --sm for this GPU");
-        }
-        kernel = &found->second.kernel;  // entries stay where they are, and are never changed
-        function = loaded(found->second);
-    }
+    const auto [kernel, function] = find(name);
     const std::int64_t programs = kernel->grid.programs(call.batch, call.items);
     if (programs == 0) return;
     if (programs > std::numeric_limits<std::int32_t>::max()) {
@@ -73,6 +62,19 @@ void Kernels::put(const std::string& name, const Call& call, std::vector<const v
     driver_->check(driver_->launch_kernel(function, static_cast<unsigned>(programs), 1, 1, 32 * kernel->warps, 1, 1,
                                           kernel->shared_bytes, stream, parameters.data(), nullptr),
                    "cuLaunchKernel");
+}
+
+// The kernel of the current device, loaded.
+std::pair<const Kernel*, cuda::Function> Kernels::find(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    int device = 0;
+    driver().check(driver().ctx_get_device(&device), "cuCtxGetDevice");
+    const auto found = entries_.find({device, name});
+    if (found == entries_.end()) {
+        refuse("a compiled kernel " + name + " for device " + std::to_string(device), "none",
+               "export the bundle again with --sm for this GPU");
+    }
+    return {&found->second.kernel, loaded(found->second)};  // entries stay where they are, and are never changed
 }
 
 void* Kernels::reserve(Scratch& scratch, std::int64_t bytes) {

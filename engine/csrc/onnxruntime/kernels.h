@@ -1,5 +1,5 @@
 // The compiled kernels of a process, by device and name: added by the runner from a bundle's kernels.json, loaded by
-// the driver when they are first launched, and kept to the end of the process. Safe from any thread.
+// the driver when they are first asked for, and kept to the end of the process. Safe from any thread.
 #pragma once
 
 #include <functional>
@@ -50,6 +50,9 @@ class Kernels {
     // The same name again on the same device changes nothing: the name says all that a kernel depends on.
     void add(int device, const std::string& name, Kernel kernel);
 
+    // Have the driver load a kernel that was added for the device of the current context, and throw as `launch` does.
+    void load(const std::string& name);
+
     // Put the kernels of `call` on the stream; the current context says on which device. No programs is no launch.
     // Throws std::invalid_argument where there is no such kernel, std::runtime_error where the driver fails.
     void launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
@@ -63,6 +66,7 @@ class Kernels {
     };
 
     const cuda::Driver& driver();
+    std::pair<const Kernel*, cuda::Function> find(const std::string& name);
     cuda::Function loaded(Entry& entry);
     void* reserve(Scratch& scratch, std::int64_t bytes);
     void put(const std::string& name, const Call& call, std::vector<const void*> inputs, std::vector<void*> outputs,

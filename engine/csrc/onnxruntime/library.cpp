@@ -2,8 +2,8 @@
 // driver on the session's stream, and on its CPU provider (cpu.h). It links neither ONNX Runtime nor CUDA.
 //
 // A session on a GPU that registers it must find every kernel it calls: a custom op takes the place of the node's
-// function body, whether its kernel is there or not. So the runner (engine/runners/custom_ops.py) adds a bundle's
-// kernels first, and registers the library only where the device has them all.
+// function body, whether its kernel is there or not. So the runner (engine/runners/custom_ops.py) adds and loads a
+// bundle's kernels first, and registers the library only where the device has them all.
 #include <array>
 #include <exception>
 #include <functional>
@@ -249,6 +249,18 @@ NUWAXL_EXPORT nuwaxl::ort::Status* RegisterCustomOps(nuwaxl::ort::SessionOptions
         domain = made;
     }
     return api.call<ort::Status*>(ort::kAddCustomOpDomain, options, domain);
+}
+
+// Load a kernel on the device of the current context; for ctypes. Null, or what was wrong, until the thread's next call.
+NUWAXL_EXPORT const char* nuwaxl_load_kernel(const char* name) {
+    thread_local std::string wrong;
+    try {
+        nuwaxl::kernels().load(name);
+        return nullptr;
+    } catch (const std::exception& error) {
+        wrong = error.what();
+        return wrong.c_str();
+    }
 }
 
 // Make a compiled kernel known; for ctypes. The image is copied. Of no effect a second time.
