@@ -21,7 +21,7 @@ _SPARE_S = 30.0  # to end in, before whoever called is stopped
 
 Case = ElementTree.Element
 
-_WORKER_GIB = 12  # that a test takes of the GPU's memory, at most
+_WORKER_GIB = 16  # that a test takes of the GPU's memory, at most
 _WORKER_CORES = 2  # that it compiles on
 
 
