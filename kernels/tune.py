@@ -68,13 +68,16 @@ def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, bran
 
 
 def norm_variants(length: int, channels: int, groups: int) -> Variants:
-    """The default, then other numbers of pixels a block and of warps, of the kernel that takes a whole frame."""
+    """The default, then other numbers of channels a program, pixels a block and warps, of the kernel that takes a whole
+    frame."""
     default = group_norm.specialise(length, channels, groups, 1e-5)
     yield default
-    width = int(default.constants["BLOCK_C"])
-    for pixels, warps in product((16, 32, 64, 128), (2, 4, 8, 16)):
-        if _VALUES[0] <= pixels * width // (32 * warps) <= _VALUES[1]:
-            yield replace(default, constants={**default.constants, "BLOCK_P": pixels}, num_warps=warps)
+    for widest, pixels, warps in product((32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8, 16)):
+        shares = group_norm.share(channels, groups, widest)
+        if _VALUES[0] <= pixels * shares["BLOCK_C"] // (32 * warps) <= _VALUES[1]:
+            constants = {**default.constants, **shares, "BLOCK_P": pixels}
+            grid = Grid(fixed=length * group_norm.bundles(groups, shares))
+            yield replace(default, constants=constants, grid=grid, num_warps=warps)
 
 
 Problem = tuple[Variants, tuple[Any, ...], Tensor]  # the variants, what each is called with, and where it writes

@@ -237,10 +237,10 @@ def specialise(length: int, channels: int, groups: int, eps: float, *, silu: boo
     )
 
 
-def share(channels: int, groups: int) -> dict[str, int]:
-    """How a frame's channels are cut into programs, as constants of the kernels."""
+def share(channels: int, groups: int, widest: int = CHANNELS_A_PROGRAM) -> dict[str, int]:
+    """How a frame's channels are cut into programs of at most `widest`, as constants of the kernels."""
     width = channels // groups
-    bundle = min(max(1, CHANNELS_A_PROGRAM // width), groups)
+    bundle = min(max(1, widest // width), groups)
     return {
         "CHANNELS": channels,
         "GROUP_CHANNELS": width,

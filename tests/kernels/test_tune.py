@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(("kernel", "levels"), [("attention", {16: 3}), ("conv", {80: 5}), ("norm", {16: 70})])
+@pytest.mark.parametrize(("kernel", "levels"), [("attention", {16: 3}), ("conv", {80: 5}), ("norm", {96: 70})])
 def test_every_variant_gives_the_defaults_answer(
     kernel: str, levels: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
