@@ -302,6 +302,7 @@ class Render:
         """Denoise until the device has nothing left under way, taking newcomers between the steps."""
         start = self._join(number, device, batch, newcomers)
         calls: list[float] = []
+        idle = True  # nothing of an earlier stretch is under way on the device when one begins
         while batch and not self._scheduler.stopped:
             under_way, began = batch.items, self.recorder.now()
             finished = batch.step()
@@ -322,9 +323,9 @@ class Render:
             self._scheduler.done(number, [*(one.item for one in finished), *dropped])
             newcomers = self._scheduler.join(number) if batch else []
             if finished or dropped or newcomers:
-                self._record(device, under_way, start, calls, ended=bool(finished))
+                self._record(device, under_way, start, calls, alone=idle and bool(finished))
                 start = self._join(number, device, batch, newcomers)
-                calls = []
+                calls, idle = [], bool(finished)
 
     def _join(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> float:
         """Take newcomers into the batch; those of a job that failed meanwhile go back. Returns when it began."""
@@ -359,15 +360,16 @@ class Render:
             return False
         return True
 
-    def _record(self, device: Device, items: list[Item], start: float, calls: list[float], *, ended: bool) -> None:
-        """Note a stretch: `calls` are the seconds of its steps, and `ended` whether the device is done with them."""
+    def _record(self, device: Device, items: list[Item], start: float, calls: list[float], *, alone: bool) -> None:
+        """Note a stretch: `calls` are the seconds of its steps, and `alone` whether the device did them and nothing
+        else from its start to now."""
         with self._lock:
             plans = {job: self._jobs[job].request.plan for job, _ in items if job in self._jobs}
         depth = min((plans[job].segment(segment).depth for job, segment in items if job in plans), default=0)
         jobs, segments = [job for job, _ in items], [segment for _, segment in items]
         end, steps = self.recorder.now(), len(calls)
         if goes_on(device.runner):  # the calls only queued them
-            calls = [(end - start) / steps] * steps if ended else []
+            calls = [(end - start) / steps] * steps if alone else []
         for seconds in calls:
             self.recorder.step(len(items), seconds)
         self.recorder.batch(BatchRecord("diffuse", depth, segments, device.name, start, end, jobs, steps))

@@ -62,7 +62,7 @@ class StepRecord:
     """One call of the step graph: how many segments it moved by one step, and milliseconds that it took.
 
     On a GPU, where steps are queued, the mean over a stretch (see BatchRecord) that ended with a segment's last step,
-    with a share of preparing who joined; of other stretches nothing is known.
+    as the one before it did, with a share of preparing who joined; of other stretches nothing is known.
     """
 
     segments: int

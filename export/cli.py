@@ -85,9 +85,11 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace) -> None:
     _check_target(arguments)
     if arguments.out is None:
-        (plan_options.estimate if arguments.dry_run else plan_options.build)(
-            arguments.checkpoint, plan_options.checked(arguments), arguments.refit_from
-        )
+        wanted = plan_options.checked(arguments)
+        if arguments.dry_run:
+            plan_options.estimate(arguments.checkpoint, wanted)
+        else:
+            plan_options.build(arguments.checkpoint, wanted, arguments.refit_from)
         return
     # What plans want is seen to before the export, which takes long.
     plans = plan_options.checked(arguments) if arguments.target else None

@@ -95,10 +95,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     failed = []
     for piece in _pieces(arguments, sizes, tiny):
         entry = _run(piece, deadline)
-        if entry["state"] == NOT_BEGUN:  # what an earlier run found stands
-            document["pieces"].setdefault(piece.name, entry)
-        else:
-            document["pieces"][piece.name] = entry
+        document["pieces"][piece.name] = _latest(document["pieces"].get(piece.name), entry)
         document["gates"] = [gate.to_json() for gate in gates(document["pieces"], sizes)]
         report.write(folder, document)
         print(f"{piece.name}: {entry['state']}, {entry['seconds']:.0f} s", flush=True)
@@ -165,6 +162,15 @@ def _pieces(arguments: argparse.Namespace, sizes: Sequence[int], tiny: bool) -> 
     pieces += [piece("ours", pixels=size, devices=other, **ours_too) for other in ours[1:] for size in sizes]
     pieces += [piece("compile", pixels=size, mode=mode) for mode in other_modes for size in sizes]
     return [each for each in pieces if each.kind in arguments.parts]
+
+
+def _latest(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """What stands of an earlier run and of this one: this one's, unless it did not come as far."""
+    if before is None or now["state"] == "done":
+        return now
+    if before["state"] != "done" and len(before.get("figures", {})) <= len(now.get("figures", {})):
+        return now
+    return {**before, "error": f"not again by a later run: {now['state']} {now.get('error', '')}".strip()}
 
 
 def _run(piece: Piece, deadline: float) -> dict[str, Any]:

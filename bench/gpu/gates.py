@@ -83,7 +83,7 @@ def _end_to_end(pieces: Mapping[str, Mapping[str, Any]], size: int) -> list[Gate
     ours = [figures for name, figures in of_size.items() if name.startswith("ours-") and "wall_s" in figures]
     best: Mapping[str, Any] = min(ours, key=lambda figures: float(figures["wall_s"]), default={})
     wall_s = best.get("wall_s")
-    note = f"on {best['devices']}" if best else ""
+    note = f"on {best['devices']}, {best.get('precision')}" if best else ""
     limit = WALL_S.get(size)
     found = [Gate(f"{size} px: 1024 frames", wall_s, limit, "s", at_most=True, note=note)] if limit else []
 

@@ -38,6 +38,7 @@ def measure(
         costs = engine.costs(max_batch)[0]
         figures: dict[str, Any] = {
             "devices": devices,
+            "precision": "bfloat16" if devices.startswith("torch:cuda") else engine.bundle.manifest.precision,
             "open_s": opened_s,
             "ready_s": monotonic() - began,
             "batch_sizes": costs.batch_sizes,

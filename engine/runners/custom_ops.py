@@ -57,7 +57,7 @@ class KernelLibrary:
         refusal = next((each for each in refusals if each is not None), None)
         if refusal is not None:
             self.sm = None
-            _say_once(bundle, sm, f"that they do not load ({refusal.decode()})", "update the driver")
+            _say_once(bundle, sm, f"that they do not load ({refusal.decode()})", "update an old driver")
 
     def register(self, options: Any, graph: str) -> None:
         """Let a session with these options launch the kernels, where it calls any."""

@@ -6,6 +6,7 @@ tensors have fixed addresses, and after its first run its work is launched as on
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nuwaxl.engine.runners.tensorrt_acceptance import Reference, ensure_accepted
 from nuwaxl.engine.runners.tensorrt_calls import Call, Executor, Transfers, Work
 from nuwaxl.engine.runners.tensorrt_engine import PlanEngine, Scratch
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, RenderError
 
 Arrays = dict[str, NDArray[Any]]
 _LOOP = ("prepare", "step", "decode")  # loaded at once; the others at their first use
@@ -104,7 +105,9 @@ class TensorRTRunner:
         """See Runner.close."""
         for engine in self._engines.values():
             engine.save_cache()
-        # Contexts and engines before the memory that they point to.
+        # Contexts and engines once nothing of them runs, and before the memory that they point to.
+        with suppress(RenderError):  # a lost device runs nothing
+            self._stream.synchronize()
         for engine in self._engines.values():
             engine.free()
         self._engines.clear()
@@ -196,6 +199,7 @@ class TensorRTRunner:
         except BaseException:
             for engine in engines.values():
                 engine.free()
+            scratch.free()
             raise
         self._engines |= engines  # only now: nobody runs a plan that was refused
 

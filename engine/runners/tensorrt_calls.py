@@ -90,9 +90,9 @@ class Call:
     def __init__(self, engine: PlanEngine, bucket: int, device: Device, transfers: Transfers) -> None:
         self._transfers = transfers
         self._outputs = [spec.name for spec in engine.graph.outputs]
+        context = engine.context(bucket, transfers.stream)  # freed with the engine, whatever fails from here on
         self._tensors = Tensors(device, (*engine.graph.inputs, *engine.graph.outputs), bucket)
         self._tensors.zero(transfers.stream)
-        context = engine.context(bucket, transfers.stream)
         context.bind(self._tensors.addresses())
         self._work = Work(transfers.stream, context)
 

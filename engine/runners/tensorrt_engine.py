@@ -38,6 +38,12 @@ class Scratch:
         """How long it is."""
         return self._bytes
 
+    def free(self) -> None:
+        """Give it back, once the contexts are."""
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
+
 
 class PlanEngine:
     """One plan, deserialised.

@@ -68,7 +68,7 @@ def build(folder: Path, wanted: Options, refit_from: Path | None) -> None:
             refit_plans(folder, refit_from, wanted, progress=terminal, gate=BundleGate())
 
 
-def estimate(folder: Path, wanted: Options, refit_from: Path | None) -> None:
+def estimate(folder: Path, wanted: Options) -> None:
     """Print what building into the bundle at `folder` would take."""
     bundle = Bundle.open(folder)
     print(f"{wanted.runtime} {wanted.version}, SM {', '.join(map(str, wanted.sm))}")

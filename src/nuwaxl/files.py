@@ -1,6 +1,7 @@
 """Files that tools leave: checked before the work, never half written."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,7 @@ def keep_file(path: Path, content: bytes) -> None:
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
     """An empty file beside `path` under a name of its own, which is gone afterwards."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     part.touch()
     try:
         yield part

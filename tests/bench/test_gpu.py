@@ -13,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 from nuwaxl.bench.gpu import cli, flops, kernels, model, opponents, ours, parity, piece, plain, report, tests  # noqa: E402
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
 from nuwaxl.bench.gpu.model import Workload, workload  # noqa: E402
@@ -136,6 +138,20 @@ def test_the_opponents_render_is_the_engines(monkeypatch: pytest.MonkeyPatch, tm
         assert [clip.first_frame for clip in clips] == [0, 4, 8, 12, 16]
         frames = np.concatenate([clip.frames for clip in clips])
         assert np.abs(frames.astype(int) - expected).max() <= 1
+    # What CUDA graphs read stays where it was, and torch knows it.
+    with torch.no_grad():
+        first, second = (theirs.start(job.begin(0)) for job in [_encoded(work, tmp_path, theirs)] * 2)
+    for mine, other in zip(tree_leaves(first._prepared), tree_leaves(second._prepared), strict=True):
+        assert mine is other
+        assert mine._dynamo_static_input_type
+    assert first._x is second._x
+    assert first._history is second._history
+
+
+def _encoded(work: Workload, folder: Path, networks: Any) -> Any:
+    job = model.new_job(work, folder)
+    job.encode_text(networks, lambda: None)
+    return job
 
 
 def test_kernels_are_measured_against_their_roofline() -> None:
@@ -328,7 +344,13 @@ PIECES: dict[str, Any] = {
         "figures": {"devices": "a", "wall_s": 60.0, "tflop_s": 400.0, "device_name": "NVIDIA H200"}
     },
     "ours-torch-cuda-0-256": {
-        "figures": {"devices": "b", "wall_s": 48.0, "tflop_s": 494.7, "device_name": "NVIDIA H200"}
+        "figures": {
+            "devices": "b",
+            "precision": "bfloat16",
+            "wall_s": 48.0,
+            "tflop_s": 494.7,
+            "device_name": "NVIDIA H200",
+        }
     },
     "compile-max-autotune-256": {"figures": {"mode": "max-autotune", "total_s": 60.0, "decode_ms": 9.0}},
     "compile-reduce-overhead-256": {"figures": {"mode": "reduce-overhead", "total_s": 55.0}},  # stopped before decoding
@@ -345,7 +367,7 @@ def test_every_gate_has_its_figure_and_says_by_how_much_it_is_missed() -> None:
     assert by_name["conv + injection, c 320, b 8: of copy bandwidth"].missed_by == pytest.approx(0.125)
     assert by_name["conv + injection, c 320, b 8: of the roofline"].note == "bound by tensor cores"
     wall = by_name["256 px: 1024 frames"]
-    assert (wall.found, wall.limit, wall.passed, wall.note) == (48.0, 51.0, True, "on b")
+    assert (wall.found, wall.limit, wall.passed, wall.note) == (48.0, 51.0, True, "on b, bfloat16")
     faster = by_name["256 px: times torch.compile, max-autotune"]
     assert (faster.found, faster.how, faster.passed) == (1.25, "extrapolated", False)
     assert by_name["256 px: times torch.compile, reduce-overhead"].passed is None
@@ -439,11 +461,18 @@ def test_a_run_adds_to_the_one_before(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(cli, "_run", lambda each, deadline: {**answers, "figures": {"passed": 1}})
     command = ["--device", "cpu", "--out", str(tmp_path)]
     assert cli.main([*command, "--parts", "kernels"]) == 0
-    answers = {"state": cli.NOT_BEGUN, "seconds": 0.0}
-    monkeypatch.setattr(cli, "_run", lambda each, deadline: answers)
-    assert cli.main([*command, "--parts", "kernels,parity"]) == 1
-    states = {name: each["state"] for name, each in report.read(tmp_path)["pieces"].items()}
-    assert states == {"kernels": "done", "parity": cli.NOT_BEGUN}
+    later = [
+        {"state": cli.NOT_BEGUN, "seconds": 0.0},
+        {"state": "stopped", "seconds": 5.0, "error": "after 5 s", "figures": {"mode": "x"}},
+        {"state": "failed", "seconds": 5.0, "error": "broken", "figures": {}},
+    ]
+    for again in later:
+        monkeypatch.setattr(cli, "_run", lambda each, deadline, again=again: again)
+        assert cli.main([*command, "--parts", "kernels,parity"]) == 1
+        pieces = report.read(tmp_path)["pieces"]
+        assert (pieces["kernels"]["state"], pieces["kernels"]["figures"]) == ("done", {"passed": 1})
+        assert pieces["kernels"]["error"].startswith(f"not again by a later run: {again['state']}")
+    assert (pieces["parity"]["state"], pieces["parity"]["figures"]) == ("stopped", {"mode": "x"})
 
 
 def test_a_missed_gate_is_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

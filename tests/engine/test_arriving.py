@@ -102,17 +102,19 @@ class QueuedDenoising:
         sleep(max(0.0, self.runner.until - monotonic()))
 
 
-def test_steps_that_a_device_queues_are_recorded_with_the_time_they_took(tiny_bundle: Path) -> None:
-    bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:1")
-    with Engine(bundle, workers, (Queued(bundle, workers[0]),)) as engine:
+@pytest.mark.parametrize("devices", ["cpu:1", "cpu:3"])
+def test_steps_that_a_device_queues_are_recorded_with_the_time_they_took(tiny_bundle: Path, devices: str) -> None:
+    bundle, workers = Bundle.open(tiny_bundle), parse_devices(devices)
+    with Engine(bundle, workers, tuple(Queued(bundle, worker) for worker in workers)) as engine:
         video = engine.render(STORY, frames=60, max_batch=4)
         for _ in video:
             pass
     stats = video.stats
-    assert {step.segments for step in stats.steps_ms} >= {1, 4}
+    assert 1 in {step.segments for step in stats.steps_ms}
+    assert max(step.segments for step in stats.steps_ms) >= 3
     assert all(step.ms >= 990 * Queued.seconds(step.segments) for step in stats.steps_ms)
     diffuse_s = sum(batch.end_s - batch.start_s for batch in stats.batches if batch.kind == "diffuse")
-    assert 0.5 < sum(step.ms for step in stats.steps_ms) / 1e3 / diffuse_s <= 1.001
+    assert 0.3 < sum(step.ms for step in stats.steps_ms) / 1e3 / diffuse_s <= 1.001
 
 
 @pytest.fixture

@@ -136,16 +136,19 @@ def test_a_node_removed_in_the_middle_changes_nothing_and_without_any_the_render
 ) -> None:
     nodes = has_nodes(cluster, 2)
 
-    def remove(node: Any) -> Callable[[Progress], None]:
+    def remove(number: int) -> Callable[[Progress], None]:
         def when_under_way(progress: Progress) -> None:
-            if progress.phase == "diffuse" and progress.done > 40 and node in cluster.worker_nodes:
+            node, render = nodes[number], engine._render
+            assert render is not None
+            began = any(batch.device == f"ray#{number}" for batch in render.recorder.batches)
+            if began and node in cluster.worker_nodes:
                 cluster.remove_node(node, allow_graceful=False)
 
         return when_under_way
 
     with Engine.open(tiny_bundle, devices="ray") as engine:
         engine.costs()
-        video = engine.render(STORY, frames=1000, progress=remove(nodes[1]))
+        video = engine.render(STORY, frames=1000, progress=remove(1))
         frames = np.concatenate([clip.frames for clip in video])
         assert np.abs(frames.astype(int) - undisturbed(1000)).max() <= 1
         batches = [batch.device for batch in video.stats.batches]
@@ -154,7 +157,7 @@ def test_a_node_removed_in_the_middle_changes_nothing_and_without_any_the_render
             engine._runners[1].encode_text(np.zeros((1, 3), np.int64))
 
         with pytest.raises(RenderError, match=r"ray#0.*gone"):
-            frames_of(engine, 1000, remove(nodes[0]))
+            frames_of(engine, 1000, remove(0))
 
 
 @pytest.mark.slow

@@ -60,10 +60,13 @@ def test_a_plan_that_was_refused_is_not_run_the_next_time(own_bundle: Path) -> N
     machine = Machine(own_bundle, accepted_on=())
     runner = machine.runner()
     machine.trt.change = lambda graph, batch, outputs: [array.fill(0) for array in outputs.values()]
-    for _ in range(2):
+    live = []
+    for _ in range(3):
         with pytest.raises(PlanRefused, match="graph text"):
             runner.encode_text(np.zeros((1, 3), dtype=np.int64))
         assert len(machine.trt.alive) == 3
+        live.append(len(machine.cuda.live))
+    assert len(set(live)) == 1, "its memory is given back"
     runner.close()
 
 
