@@ -16,6 +16,7 @@ from nuwaxl.engine.process import HomeProcess, under_way
 from nuwaxl.engine.request import Request, Schedule, Task
 from nuwaxl.engine.runners.base import Runner, goes_on
 from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
+from nuwaxl.engine.stretches import Stretches
 from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
 
@@ -31,6 +32,17 @@ class Device:
     name: str
     runner: Runner
     cost: CostModel
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What one thread works with: its number at the scheduler, its device, and what is under way there."""
+
+    number: int
+    device: Device
+    batch: Batch
+    arriving: Arriving
+    stretches: Stretches
 
 
 class Render:
@@ -234,8 +246,10 @@ class Render:
         Raises:
             DeviceLost: by the worker's device.
         """
-        device, batch = self._devices[number], Batch(self._devices[number].runner)
-        arriving = self._arriving(number)
+        device = self._devices[number]
+        batch, arriving = Batch(device.runner), self._arriving(number)
+        stretches = Stretches(self.recorder, device.name, goes_on(device.runner))
+        worker = _Worker(number, device, batch, arriving, stretches)
         # A batch is left where it is when the render stops.
         while not batch:
             work = self._scheduler.try_next(number) if arriving else self._scheduler.next(number)
@@ -245,9 +259,9 @@ class Render:
                 if work is None:
                     arriving.wait()
                 elif work.kind == "decode":
-                    self._decode(number, device, work.items[0], arriving)
+                    self._decode(worker, work.items[0])
                 else:
-                    self._diffuse(number, device, batch, list(work.items), arriving)
+                    self._diffuse(worker, list(work.items))
             except DeviceLost:
                 raise
             except BaseException as error:
@@ -271,23 +285,23 @@ class Render:
 
         return Arriving(came, failed)
 
-    def _decode(self, number: int, device: Device, item: Item, arriving: Arriving) -> None:
+    def _decode(self, worker: _Worker, item: Item) -> None:
         job = self._job(item[0])
         if job is None:
-            self._scheduler.done(number, [item])
+            self._scheduler.done(worker.number, [item])
             return
         start = self.recorder.now()
-        clip = job.decode(item[1], device.runner)
-        if goes_on(device.runner):
+        clip = job.decode(item[1], worker.device.runner)
+        if goes_on(worker.device.runner):
             # The device is at it: this thread goes on with what the scheduler has for it next.
-            if arriving:
-                arriving.wait()
+            if worker.arriving:
+                worker.arriving.wait()
                 start = self.recorder.now()
-            self._scheduler.leave(number)
-            arriving.begin(item, clip, start)
+            self._scheduler.leave(worker.number)
+            worker.arriving.begin(item, clip, start)
         else:
-            self._decoded(device.name, item, clip(), start)
-            self._scheduler.done(number, [item])
+            self._decoded(worker.device.name, item, clip(), start)
+            self._scheduler.done(worker.number, [item])
 
     def _decoded(self, device: str, item: Item, clip: Clip, start: float) -> None:
         """A clip is there, for the thread that takes the events."""
@@ -298,56 +312,50 @@ class Render:
                 self._news.append(item[0])
                 self._notify()
 
-    def _diffuse(self, number: int, device: Device, batch: Batch, newcomers: list[Item], arriving: Arriving) -> None:
+    def _diffuse(self, worker: _Worker, newcomers: list[Item]) -> None:
         """Denoise until the device has nothing left under way, taking newcomers between the steps."""
-        start = self._join(number, device, batch, newcomers)
-        calls: list[float] = []
-        idle = True  # nothing of an earlier stretch is under way on the device when one begins
+        number, batch, stretches = worker.number, worker.batch, worker.stretches
+        self._join(worker, newcomers)
         while batch and not self._scheduler.stopped:
             under_way, began = batch.items, self.recorder.now()
             finished = batch.step()
-            calls.append(self.recorder.now() - began)
-            if arriving:  # the step is queued behind the decoding: the clip comes while the device is at it
-                arriving.wait()
-                start = self.recorder.now()
+            seconds = self.recorder.now() - began
+            if worker.arriving:  # the step is queued behind the decoding: the clip comes while the device is at it
+                worker.arriving.wait()
+                stretches.begin()
+            stretches.called(seconds)
             with self._lock:
                 self._steps_done += len(under_way)
                 self._notify()
                 failed = set(self._failures)
             for one in finished:
                 if one.error is not None:
-                    self._blame(one.error, device.name, {one.item[0]})
+                    self._blame(one.error, worker.device.name, {one.item[0]})
             dropped = [item for item in batch.items if item[0] in failed]
             batch.drop(failed)
             self._scheduler.advance(number)
             self._scheduler.done(number, [*(one.item for one in finished), *dropped])
             newcomers = self._scheduler.join(number) if batch else []
             if finished or dropped or newcomers:
-                self._record(device, under_way, start, calls, alone=idle and bool(finished))
-                start = self._join(number, device, batch, newcomers)
-                calls, idle = [], bool(finished)
+                stretches.end(under_way, self._depth(under_way), finished=bool(finished))
+                self._join(worker, newcomers)
 
-    def _join(self, number: int, device: Device, batch: Batch, newcomers: list[Item]) -> float:
-        """Take newcomers into the batch; those of a job that failed meanwhile go back. Returns when it began."""
+    def _join(self, worker: _Worker, newcomers: list[Item]) -> None:
+        """Take newcomers into the batch, with which a stretch begins; those of a job that failed meanwhile go back."""
         jobs = {item: self._job(item[0]) for item in newcomers}
         gone = [item for item, job in jobs.items() if job is None]
         if gone:
-            self._scheduler.done(number, gone)
-        wanted = [
-            (job, item)
-            for item, job in jobs.items()
-            if job is not None and self._encode_text(number, device, job, item)
-        ]
-        start = self.recorder.now()
+            self._scheduler.done(worker.number, gone)
+        wanted = [(job, item) for item, job in jobs.items() if job is not None and self._encode_text(worker, job, item)]
+        worker.stretches.begin()
         if wanted:
-            batch.join(wanted)
-        return start
+            worker.batch.join(wanted)
 
-    def _encode_text(self, number: int, device: Device, job: Job, item: Item) -> bool:
+    def _encode_text(self, worker: _Worker, job: Job, item: Item) -> bool:
         """Encode the job's prompts, unless that was done; False if it cannot be, for which no other job is to blame."""
         began = self.recorder.now()
         try:
-            if job.encode_text(device.runner, self._check_going_on):
+            if job.encode_text(worker.device.runner, self._check_going_on):
                 self.recorder.text(self.recorder.now() - began)
                 with self._lock:
                     self._texts_done += job.texts
@@ -355,24 +363,16 @@ class Render:
         except (DeviceLost, RenderCancelled):
             raise
         except Exception as error:
-            self._blame(error, f"{device.name}, text", {item[0]})
-            self._scheduler.done(number, [item])
+            self._blame(error, f"{worker.device.name}, text", {item[0]})
+            self._scheduler.done(worker.number, [item])
             return False
         return True
 
-    def _record(self, device: Device, items: list[Item], start: float, calls: list[float], *, alone: bool) -> None:
-        """Note a stretch: `calls` are the seconds of its steps, and `alone` whether the device did them and nothing
-        else from its start to now."""
+    def _depth(self, items: list[Item]) -> int:
+        """Of the shallowest of these segments."""
         with self._lock:
             plans = {job: self._jobs[job].request.plan for job, _ in items if job in self._jobs}
-        depth = min((plans[job].segment(segment).depth for job, segment in items if job in plans), default=0)
-        jobs, segments = [job for job, _ in items], [segment for _, segment in items]
-        end, steps = self.recorder.now(), len(calls)
-        if goes_on(device.runner):  # the calls only queued them
-            calls = [(end - start) / steps] * steps if alone else []
-        for seconds in calls:
-            self.recorder.step(len(items), seconds)
-        self.recorder.batch(BatchRecord("diffuse", depth, segments, device.name, start, end, jobs, steps))
+        return min((plans[job].segment(segment).depth for job, segment in items if job in plans), default=0)
 
     def _job(self, number: int) -> Job | None:
         """A job that is still wanted."""

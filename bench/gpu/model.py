@@ -116,8 +116,9 @@ def new_job(work: Workload, folder: Path) -> Job:
     """The workload as the engine resolves it, to be rendered by other means."""
     bundle = _in_memory(work, folder)
     network = bundle.manifest.network
-    request = resolve(bundle.manifest, Task(story(), frames=work.frames))
-    return Job(network, PromptTokenizer(bundle.tokenizer, network.prompt_tokens), story(), request)
+    task = Task(story(), frames=work.frames)
+    tokenizer = PromptTokenizer(bundle.tokenizer, network.prompt_tokens)
+    return Job(network, tokenizer, task.story, resolve(bundle.manifest, task))
 
 
 def _check_same(bundle: Bundle, wanted: Bundle) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
+
+from nuwaxl.engine.runners.device.cuda import CudaDevice
 
 from .fake_cuda import FakeCuda
 
@@ -181,3 +184,16 @@ class _Context:
         engine.trt.executed.append((engine.graph, self.batch))
         for name, array in outputs.items():
             ctypes.memmove(self.addresses[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
+
+
+def alive_at_close(trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of engines and contexts that are left whenever a CUDA device is closed from now on."""
+    left: list[int] = []
+    close = CudaDevice.close
+
+    def closed(device: CudaDevice) -> None:
+        left.append(len(trt.alive))
+        close(device)
+
+    monkeypatch.setattr(CudaDevice, "close", closed)
+    return left

@@ -12,11 +12,11 @@ from nuwaxl.engine.acceptance import Accepted, Arrays, PlanRefused
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Plan, PrecisionName
 from nuwaxl.engine.runners import tensorrt_acceptance
-from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
 from nuwaxl.engine.runners.tensorrt_acceptance import Reference, compare
 from nuwaxl.errors import InputError
 
+from .fake_tensorrt import alive_at_close
 from .tensorrt_machine import BATCHES, GPU, Machine
 
 PLAN = Plan("step", "", "tensorrt", "11.4.0", (90,), (1, 2), (), "", "", ())
@@ -76,14 +76,7 @@ def test_a_plan_with_wrong_rows_is_refused_every_time_and_frees_the_gpu(
 ) -> None:
     machine = Machine(own_bundle, accepted_on=accepted_on)
     machine.trt.change = wrong_rows
-    left: list[int] = []
-    close = CudaDevice.close
-
-    def closed(device: CudaDevice) -> None:
-        left.append(len(machine.trt.alive))
-        close(device)
-
-    monkeypatch.setattr(CudaDevice, "close", closed)
+    left = alive_at_close(machine.trt, monkeypatch)
     for _ in range(2):
         with pytest.raises(PlanRefused, match="graph step, output x_next, batch 2, row 1"):
             machine.runner()

@@ -20,7 +20,7 @@ from nuwaxl.export.tensorrt.plans import Options, add_plans  # noqa: E402
 
 from ...engine.conftest import write_tiny_bundle  # noqa: E402
 from ...engine.fake_cuda import FakeCuda, Status  # noqa: E402
-from ...engine.fake_tensorrt import FakeTensorRT, plan_bytes  # noqa: E402
+from ...engine.fake_tensorrt import FakeTensorRT, alive_at_close, plan_bytes  # noqa: E402
 
 OPTIONS = Options("tensorrt-rtx", "1.7.1", (89, 90), (1, 2))
 
@@ -91,14 +91,7 @@ def test_a_wrong_row_at_a_larger_batch_keeps_all_plans_out(
 
     machine.trt.change = wrong
     before = (folder / "manifest.json").read_bytes()
-    left: list[int] = []
-    close = CudaDevice.close
-
-    def closed(device: CudaDevice) -> None:
-        left.append(len(machine.trt.alive))
-        close(device)
-
-    monkeypatch.setattr(CudaDevice, "close", closed)
+    left = alive_at_close(machine.trt, monkeypatch)
     with pytest.raises(PlanRefused, match="graph decode, output video, batch 2, row 1"):
         add_plans(folder, OPTIONS, make=make, gate=BundleGate())
     assert (folder / "manifest.json").read_bytes() == before
