@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.export.samples import GraphSource
 from nuwaxl.kernels.aot import ARCHITECTURES, KERNELS_FILE, Request, norm_requests, requests_to_json
-from nuwaxl.kernels.parts import part_of
 
 _EXAMPLE_BATCH = 2
 
@@ -103,7 +102,6 @@ def _requests(name: str, values: dict[str, Any]) -> list[Request]:
         return [Request(kernel, x.dtype, x.shape[1], x.shape[3], taps=taps, branches=branches)]
     if name == "group_norm_silu":
         kernel = "group_norm_silu" if values["silu"] else "group_norm"
-        whole = Request(kernel, x.dtype, x.shape[1], x.shape[3], groups=values["groups"], eps=values["eps"])
-        part = part_of(x.shape[2])
-        return norm_requests(whole, part) if part else [whole]
+        norm = Request(kernel, x.dtype, x.shape[1], x.shape[3], groups=values["groups"], eps=values["eps"])
+        return norm_requests(norm, x.shape[2])
     return [Request(name, x.dtype)]

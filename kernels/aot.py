@@ -22,11 +22,11 @@ import torch
 
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.kernels.checks import ROWS
-from nuwaxl.kernels.parts import LARGE, part_of
+from nuwaxl.kernels.frames import LARGE, part_of, tile_of
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 FORMAT = "nuwaxl-kernels"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KERNELS_FILE = "kernels.json"
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _SCALARS = ("pixels", "values")
@@ -46,7 +46,7 @@ class Request:
     branches: int = 1
     groups: int = 32
     eps: float = 1e-5
-    part: int = 0  # pixels, of a group norm whose frames are cut
+    part: int = 0  # pixels: of a group norm's parts of frames, or of the tile that holds one
 
     @property
     def name(self) -> str:
@@ -65,6 +65,8 @@ class Request:
             ),
             "group_norm": norm,
             "group_norm_silu": norm,
+            "group_norm_held": (*norm, f"p{self.part}"),
+            "group_norm_silu_held": (*norm, f"p{self.part}"),
             "group_norm_of_parts": (*norm, f"p{self.part}"),
             "group_norm_silu_of_parts": (*norm, f"p{self.part}"),
             "group_norm_statistics": (
@@ -100,18 +102,23 @@ def requests(
         found += [
             Request(kernel, dtype, length, width, heads, taps, groups=groups) for width in widths for kernel in by_width
         ]
-        part = part_of(LARGE)
         for width in widths:
-            found += norm_requests(Request("group_norm_silu", dtype, length, width, groups=groups), part)
+            norm = Request("group_norm_silu", dtype, length, width, groups=groups)
+            for pixels in (LARGE, LARGE + 1):  # held where it can be, and in parts
+                found += norm_requests(norm, pixels)
         found.append(Request("guided_update", dtype))
     return found
 
 
-def norm_requests(norm: Request, part: int) -> list[Request]:
-    """The two kernels of a group norm whose frames are cut into parts of `part` pixels."""
-    # Statistics are the same whatever becomes of them.
-    statistics = replace(norm, kernel="group_norm_statistics", eps=0.0, part=part)
-    return [statistics, replace(norm, kernel=f"{norm.kernel}_of_parts", part=part)]
+def norm_requests(norm: Request, pixels: int) -> list[Request]:
+    """The kernels that frames of `pixels` go by, `norm` being the one that walks them."""
+    if tile := tile_of(pixels, norm.channels, norm.groups):
+        return [replace(norm, kernel=f"{norm.kernel}_held", part=tile)]
+    if part := part_of(pixels):
+        # Statistics are the same whatever becomes of them.
+        statistics = replace(norm, kernel="group_norm_statistics", eps=0.0, part=part)
+        return [statistics, replace(norm, kernel=f"{norm.kernel}_of_parts", part=part)]
+    return [norm]
 
 
 def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out: Path) -> Path:
@@ -164,6 +171,10 @@ def _specialise(request: Request, architecture: int) -> Any:
         branches = request.branches if request.kernel.endswith("injection") else 0
         return temporal_conv.specialise(
             request.length, request.channels, request.taps, request.dtype, branches=branches, sm=architecture
+        )
+    if request.kernel.endswith("held"):
+        return group_norm.specialise_held(
+            request.length, request.channels, request.part, request.groups, request.eps, silu="silu" in request.kernel
         )
     if request.part:
         of_parts, norm = group_norm.specialise_parts(

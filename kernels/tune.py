@@ -25,8 +25,9 @@ from torch import Tensor
 
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.kernels import bench
+from nuwaxl.kernels.frames import power_of_two, tile_of
 from nuwaxl.kernels.triton import group_norm, temporal_attention, temporal_conv
-from nuwaxl.kernels.triton.launch import Grid, Specialisation, architecture, launch, power_of_two
+from nuwaxl.kernels.triton.launch import Grid, Specialisation, architecture, launch
 
 _VALUES = (16, 128)  # of a tile that a thread may hold: fewer leave it idle, more do not fit its registers
 _SHARED_BYTES = 200_000  # a block, from Hopper on; a GPU that has less refuses, and the row says so
@@ -67,17 +68,22 @@ def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, bran
             yield replace(default, constants=constants, grid=grid, num_warps=warps, num_stages=stages)
 
 
-def norm_variants(length: int, channels: int, groups: int) -> Variants:
-    """The default, then other numbers of channels a program, pixels a block and warps, of the kernel that takes a whole
-    frame."""
-    default = group_norm.specialise(length, channels, groups, 1e-5)
+def norm_variants(length: int, channels: int, groups: int, pixels: int) -> Variants:
+    """The default, then other numbers of channels a program, pixels a block and warps, of the kernels that hold a frame
+    and that walk it."""
+    walking = group_norm.specialise(length, channels, groups, 1e-5)
+    tile = power_of_two(pixels)
+    holding = group_norm.specialise_held(length, channels, tile, groups, 1e-5)
+    default, other = (holding, walking) if tile_of(pixels, channels, groups) else (walking, holding)
     yield default
-    for widest, pixels, warps in product((32, 64, 128), (16, 32, 64, 128), (1, 2, 4, 8, 16)):
+    yield other
+    for widest, block, warps in product((16, 32, 64, 128), (0, 16, 32, 64, 128), (1, 2, 4, 8, 16)):
+        kernel, block = (walking, block) if block else (holding, tile)
         shares = group_norm.share(channels, groups, widest)
-        if _VALUES[0] <= pixels * shares["BLOCK_C"] // (32 * warps) <= _VALUES[1]:
-            constants = {**default.constants, **shares, "BLOCK_P": pixels}
+        if _VALUES[0] <= block * shares["BLOCK_C"] // (32 * warps) <= _VALUES[1]:
+            constants = {**kernel.constants, **shares, "BLOCK_P": block}
             grid = Grid(fixed=length * group_norm.bundles(groups, shares))
-            yield replace(default, constants=constants, grid=grid, num_warps=warps)
+            yield replace(kernel, constants=constants, grid=grid, num_warps=warps)
 
 
 Problem = tuple[Variants, tuple[Any, ...], Tensor]  # the variants, what each is called with, and where it writes
@@ -107,7 +113,8 @@ def problems(
 
     def norm() -> Problem:
         out = frames()
-        return norm_variants(length, channels, groups), (frames(), random(channels), random(channels), pixels, out), out
+        variants = norm_variants(length, channels, groups, pixels)
+        return variants, (frames(), random(channels), random(channels), pixels, out), out
 
     return dict(zip(KERNELS, (attention, convolution, norm), strict=True))
 
@@ -185,7 +192,7 @@ def _compile(calls: list[Callable[[], None]]) -> None:
 def _describe(variant: Specialisation) -> str:
     blocks = {key: value for key, value in variant.constants.items() if key.startswith("BLOCK_")}
     sizes = " ".join(f"{key.removeprefix('BLOCK_')}{value}" for key, value in blocks.items())
-    return f"{sizes} warps {variant.num_warps} stages {variant.num_stages}"
+    return f"{variant.kernel.fn.__name__} {sizes} warps {variant.num_warps} stages {variant.num_stages}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

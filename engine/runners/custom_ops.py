@@ -19,7 +19,7 @@ from nuwaxl.errors import InputError
 
 KERNELS_FILE = "kernels.json"
 LIBRARY_FILE = "libnuwaxl_onnxruntime.so"
-_FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 2
+_FORMAT, _FORMAT_VERSION = "nuwaxl-kernels", 3
 _GRAPHS_WITH_KERNELS = ("step", "decode")
 # Binaries for one of these run on the later ones of them. NVIDIA does not promise it of the boards of the same major
 # number, Jetson Orin (8.7) among them; those from 9.0 on use what only their own generation has.

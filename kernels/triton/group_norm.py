@@ -1,17 +1,22 @@
 """Group norm and SiLU of every frame on its own, on (b, L, p, c).
 
-A program takes as many whole groups as fill 128 neighbouring channels, so loads stay contiguous although a group is
-only c / groups channels wide (10 at c = 320). It walks its pixels block by block, and sums their differences to the
-first block's mean; parts are merged around their own means (Chan's update): large means cost no precision.
+A program takes as many whole groups as fill some neighbouring channels, so loads stay contiguous although a group is
+only c / groups channels wide (10 at c = 320). Which of three ways a frame goes is decided in kernels/frames.py:
 
-- A small frame is one program's, which walks the pixels twice: for the statistics, and to write. The second walk finds
-  most of its 256 bytes a pixel in cache.
+- A small frame is held: a program reads its channels of all pixels once, into registers, takes their mean, then their
+  deviations from it, and writes. That is done where whole groups fill 32 or 64 lanes: few values are then read for
+  nothing, and a program is small enough for a GPU to have many.
+- Another small frame is walked twice, block by block: for the statistics, and to write. The second walk finds most of
+  its values in cache.
 - The pixels of a large one are cut into parts. A program for each frame would leave most of a GPU idle: the last level
   of a decoder has 16 frames of 65 536 pixels. One kernel takes the statistics of every channel in every part, 8 bytes;
   in a second one a program merges those of its frame, and writes a part.
 
-Memory bound: 2 * b*L*p*c values where the second walk finds them in cache, else 3. At c = 320, 32x32, L = 16, b = 8 and
-16 bits that is 168 or 252 MB; an H200 takes 116 us.
+Those that walk sum the differences to the first block's mean; parts are merged around their own means (Chan's update):
+large means cost no precision.
+
+Memory bound: 2 * b*L*p*c values where a frame is held, or the second walk finds them in cache, else 3. At c = 320,
+32x32, L = 16, b = 16 (8 guided segments) and 16 bits that is 336 MB, for which an H200 takes 185 us held, 232 in parts.
 """
 
 from __future__ import annotations
@@ -22,12 +27,15 @@ import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.parts import part_of
-from nuwaxl.kernels.triton.launch import Grid, Specialisation, kernel, launch, power_of_two
+from nuwaxl.kernels.frames import LANES, full, part_of, power_of_two, tile_of
+from nuwaxl.kernels.triton.launch import Grid, Specialisation, kernel, launch
 
 CHANNELS_A_PROGRAM = 128
 # Pixels a block, and warps: many small programs, since each waits for its loads in turn (docs/kernels.md).
 _BLOCK_P, _WARPS = 16, 2
+# The same of programs of half as many channels, which are faster where whole groups fill them.
+_NARROW, _BLOCK_P_OF_NARROW, _WARPS_OF_NARROW = 64, 64, 4
+_HELD_A_THREAD = 64  # values of 16 bits and what is computed of them fit its registers
 _BLOCK_P_OF_PARTS, _WARPS_OF_PARTS = 32, 4
 _PARTS_AT_ONCE = 16
 _STATISTICS = frozenset({"statistics"})
@@ -154,6 +162,44 @@ def group_norm_silu(
 
 
 @kernel
+def group_norm_held(
+    x,
+    weight,
+    bias,
+    pixels,
+    out,
+    CHANNELS: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
+    BLOCK_GROUPS: tl.constexpr,
+    EPS: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """x (frames, pixels, c), at most BLOCK_P pixels, weight and bias (c,) -> out, shape of x."""
+    frame, lane, channel, used = program_share(CHANNELS, GROUP_CHANNELS, BLOCK_GROUPS, BLOCK_C)
+    x += frame.to(tl.int64) * pixels * CHANNELS
+    out += frame.to(tl.int64) * pixels * CHANNELS
+    p = tl.arange(0, BLOCK_P)
+    inside = (p < pixels)[:, None] & used[None, :]
+    place = p[:, None] * CHANNELS + channel[None, :]
+    tile = tl.load(x + place, mask=inside, other=0.0)  # kept as narrow as it is: float32 would take twice the registers
+    scale = tl.load(weight + channel, mask=used, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=used, other=0.0).to(tl.float32)
+    count = pixels.to(tl.float32)
+    mean = tl.sum(tile.to(tl.float32), axis=0) / count
+    offset = tl.where(inside, tile.to(tl.float32) - mean[None, :], 0.0)
+    deviations = tl.sum(offset * offset, axis=0)
+    mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS, BLOCK_G)
+    scale /= tl.sqrt(variance + EPS)
+    y = (tile.to(tl.float32) - mean[None, :]) * scale[None, :] + shift[None, :]
+    if SILU:
+        y = y / (1.0 + tl.exp(-y))
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@kernel
 def part_statistics(
     x,
     pixels,
@@ -227,13 +273,28 @@ def norm_of_parts(
 
 
 def specialise(length: int, channels: int, groups: int, eps: float, *, silu: bool = True) -> Specialisation:
-    """The kernel for one width; `length` only counts the frames of a segment in the grid."""
-    shares = share(channels, groups)
+    """The kernel that walks frames, for one width; `length` only counts the frames of a segment in the grid."""
+    narrow = share(channels, groups, _NARROW)
+    fits = full(narrow["BLOCK_GROUPS"] * narrow["GROUP_CHANNELS"]) and narrow["BLOCK_C"] <= _NARROW
+    shares = {**narrow, "BLOCK_P": _BLOCK_P_OF_NARROW} if fits else share(channels, groups)
     return Specialisation(
         kernel=group_norm_silu,
         constants={**shares, "EPS": eps, "SILU": silu},
         grid=Grid(fixed=length * bundles(groups, shares)),
-        num_warps=_WARPS,
+        num_warps=_WARPS_OF_NARROW if fits else _WARPS,
+    )
+
+
+def specialise_held(
+    length: int, channels: int, tile: int, groups: int, eps: float, *, silu: bool = True
+) -> Specialisation:
+    """The kernel that holds frames of up to `tile` pixels."""
+    shares = {**share(channels, groups, LANES), "BLOCK_P": tile}
+    return Specialisation(
+        kernel=group_norm_held,
+        constants={**shares, "EPS": eps, "SILU": silu},
+        grid=Grid(fixed=length * bundles(groups, shares)),
+        num_warps=max(1, tile * shares["BLOCK_C"] // (32 * _HELD_A_THREAD)),
     )
 
 
@@ -275,7 +336,11 @@ def forward(
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
     checks.group_norm(x, weight, bias, groups)
     batch, length, pixels, channels = x.shape
-    part = part_of(pixels)
+    tile, part = tile_of(pixels, channels, groups), part_of(pixels)
+    if tile:
+        held = specialise_held(length, channels, tile, groups, eps, silu=silu)
+        launch(held, batch, pixels, (x, weight, bias, pixels, out))
+        return
     if part == 0:
         launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))
         return

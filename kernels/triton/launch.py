@@ -83,11 +83,6 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least n and `least`."""
-    return max(least, 1 << (n - 1).bit_length())
-
-
 @triton.jit
 def dot(a, b, accumulator, UPCAST: tl.constexpr):
     """accumulator + a @ b with float32 accumulation, no TF32; UPCAST is for the interpreter."""

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, kernel, launch, power_of_two
+from nuwaxl.kernels.frames import power_of_two
+from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, dot, kernel, launch
 
 LOG2_E = 1.4426950408889634
 

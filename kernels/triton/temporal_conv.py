@@ -18,16 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.triton.launch import (
-    INTERPRETED,
-    Grid,
-    Specialisation,
-    architecture,
-    dot,
-    kernel,
-    launch,
-    power_of_two,
-)
+from nuwaxl.kernels.frames import power_of_two
+from nuwaxl.kernels.triton.launch import INTERPRETED, Grid, Specialisation, architecture, dot, kernel, launch
 
 
 @kernel

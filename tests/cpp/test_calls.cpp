@@ -64,7 +64,7 @@ TEST(a_node_names_the_kernel_that_was_compiled_for_its_shapes) {
           "temporal_conv_injection-L16-c320-k3-n2-float32");
     const Attributes norm{0, 32, 1e-5F};
     CHECK(plan_call(Op::kGroupNormSilu, {x, bias, bias}, norm, "float16").kernel ==
-          "group_norm_silu-L16-c320-g32-e1e-05-float16");
+          "group_norm_silu_held-L16-c320-g32-e1e-05-p64-float16");
     CHECK(plan_call(Op::kGroupNorm, {x, bias, bias}, {0, 16, 1e-6F}, "float16").kernel ==
           "group_norm-L16-c320-g16-e1e-06-float16");
     const Shape latents{2, 16, 4, 32, 32};

@@ -97,14 +97,36 @@ TEST(a_convolution_without_the_injection_takes_x_for_what_it_does_not_read) {
     CHECK(launches()[0].grid == 2 * 1);
 }
 
+namespace {
+
+Call norm(std::int64_t batch, std::int64_t pixels, std::int64_t channels = 320) {
+    const std::vector<Shape> inputs{{batch, 16, pixels, channels}, {channels}, {channels}};
+    return plan_call(Op::kGroupNormSilu, inputs, {0, 32, 1e-5F}, "float16");
+}
+
+}  // namespace
+
+TEST(a_group_norm_is_held_where_whole_groups_fill_a_tile_and_walked_otherwise) {
+    const auto tile = [](std::int64_t channels, std::int64_t pixels) {
+        const std::string name = norm(1, pixels, channels).kernel;
+        const std::string held = "group_norm_silu_held-L16-c" + std::to_string(channels) + "-g32-e1e-05-p";
+        if (name.rfind(held, 0) != 0) return 0;
+        CHECK(norm(1, pixels, channels).statistics.empty() && norm(1, pixels, channels).scratch_bytes == 0);
+        return std::stoi(name.substr(held.size()));
+    };
+    // As kernels/frames.py: tests/kernels/test_group_norm.py has the same.
+    CHECK(tile(320, 1) == 1 && tile(320, 45) == 64 && tile(320, 1024) == 1024 && tile(320, 1025) == 0);
+    CHECK(tile(960, 1024) == 1024 && tile(512, 1024) == 1024);
+    CHECK(tile(1920, 256) == 256 && tile(1920, 512) == 512 && tile(1920, 513) == 0);
+    CHECK(tile(640, 256) == 0 && tile(1280, 64) == 0 && tile(3840, 16) == 0);
+    CHECK(norm(2, 256, 640).kernel == "group_norm_silu-L16-c640-g32-e1e-05-float16");
+    CHECK(norm(2, 1023, 640).statistics.empty() && norm(2, 1023, 640).scratch_bytes == 0);
+}
+
 TEST(a_group_norm_of_large_frames_is_two_kernels_with_memory_between_them) {
     Kernels kernels = fresh();
-    const auto norm = [](std::int64_t batch, std::int64_t pixels) {
-        return plan_call(Op::kGroupNormSilu, {{batch, 16, pixels, 320}, {320}, {320}}, {0, 32, 1e-5F}, "float16");
-    };
-    CHECK(norm(2, 1023).statistics.empty() && norm(2, 1023).scratch_bytes == 0);
     // 1024 pixels are 4 parts of 256, 1025 are 5; from 16 385 on there are more than 64 of them, and parts grow.
-    CHECK(norm(1, 1024).scratch_bytes == 16 * 4 * 2 * 320 * 4);
+    CHECK(norm(1, 1024, 640).scratch_bytes == 16 * 4 * 2 * 640 * 4);
     CHECK(norm(1, 16384).statistics == "group_norm_statistics-L16-c320-g32-p256-float16");
     CHECK(norm(1, 16385).statistics == "group_norm_statistics-L16-c320-g32-p512-float16");
     CHECK(norm(2, 1025).kernel == "group_norm_silu_of_parts-L16-c320-g32-e1e-05-p256-float16");

@@ -46,7 +46,7 @@ def with_kernels(folder: Path, *sms: int) -> Bundle:
     for sm in sms:
         (folder / f"sm_{sm}.cubin").write_bytes(b"\x7fELF\0cubin of %d" % sm)
     (folder / "kernels.json").write_text(
-        json.dumps({"format": "nuwaxl-kernels", "format_version": 2, "kernels": kernels})
+        json.dumps({"format": "nuwaxl-kernels", "format_version": 3, "kernels": kernels})
     )
     bundle = Bundle.open(folder)
     bundle.manifest.files["kernels.json"] = bundle.manifest.files["step.onnx"]  # type: ignore[index]

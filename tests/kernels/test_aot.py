@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from nuwaxl.errors import InputError
 from nuwaxl.kernels.aot import Request, compile_kernels, requests, requests_to_json
-from nuwaxl.kernels.parts import part_of
+from nuwaxl.kernels.frames import part_of
 
 
 def build(out: Path, cache: Path, seed: int = 0) -> dict:
@@ -52,7 +52,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 def test_every_kernel_is_there_for_every_architecture(built: tuple[Path, dict]) -> None:
     _, manifest = built
     expected = {request.name for request in requests([torch.float16], [64], heads=2)}
-    assert len(expected) == 8
+    assert len(expected) == 9
     for sm in (80, 90):
         assert {entry["name"] for entry in manifest["kernels"] if entry["sm"] == sm} == expected
 
@@ -102,7 +102,7 @@ def test_a_second_build_with_an_empty_cache_gives_the_same_bytes(built: tuple[Pa
     build(tmp_path / "again", tmp_path / "cache", seed=1)
     files = sorted(path.name for path in (tmp_path / "again").iterdir())
     assert files == sorted(path.name for path in out.iterdir())
-    assert len(files) == 2 * 16 + 1  # and kernels.json
+    assert len(files) == 2 * 18 + 1  # and kernels.json
     for file in files:
         assert (tmp_path / "again" / file).read_bytes() == (out / file).read_bytes(), file
 

@@ -78,12 +78,24 @@ Call convolution(const std::vector<Shape>& inputs, bool inject, const std::strin
             {x}};
 }
 
-// As kernels/parts.py.
-std::int64_t part_of(std::int64_t pixels) {
-    if (pixels < 1024) return 0;
+std::int64_t power_of_two(std::int64_t n) {
     std::int64_t power = 1;
-    while (power < pixels) power *= 2;
-    return std::max<std::int64_t>(256, power / 64);
+    while (power < n) power *= 2;
+    return power;
+}
+
+// This and the next as in kernels/frames.py.
+std::int64_t tile_of(std::int64_t pixels, std::int64_t channels, std::int64_t groups) {
+    const std::int64_t width = channels / groups;
+    if (width == 0 || pixels > 1024) return 0;
+    const std::int64_t used = width * std::min(std::max<std::int64_t>(1, 32 / width), groups);
+    const std::int64_t lanes = power_of_two(used);
+    const std::int64_t tile = power_of_two(pixels);
+    return 16 * used >= 15 * lanes && lanes <= 64 && tile * lanes <= 32768 ? tile : 0;
+}
+
+std::int64_t part_of(std::int64_t pixels) {
+    return pixels < 1024 ? 0 : std::max<std::int64_t>(256, power_of_two(pixels) / 64);
 }
 
 Call group_norm(const std::vector<Shape>& inputs, const Attributes& attributes, bool silu, const std::string& type) {
@@ -101,6 +113,10 @@ Call group_norm(const std::vector<Shape>& inputs, const Attributes& attributes, 
     const std::string sizes =
         "-L" + std::to_string(x[1]) + "-c" + std::to_string(x[3]) + "-g" + std::to_string(attributes.groups);
     std::string name = silu ? "group_norm_silu" : "group_norm";
+    if (const std::int64_t tile = tile_of(x[2], x[3], attributes.groups)) {
+        return {name + "_held" + sizes + "-e" + eps + "-p" + std::to_string(tile) + "-" + type, x[0], x[2], {0, 1, 2},
+                {x}};
+    }
     const std::int64_t part = part_of(x[2]);
     if (part == 0) return {name + sizes + "-e" + eps + "-" + type, x[0], x[2], {0, 1, 2}, {x}};
 
