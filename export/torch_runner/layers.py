@@ -25,6 +25,14 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
     return out.reshape(*x.shape[:2], *out.shape[1:])
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer. In a compiled step the bias is left to whatever adds to the answer next, and is free there: in
+    cuBLAS it is not (of 262,144 tokens, 320 channels wide, an H200 takes 0.158 ms with it and 0.098 ms without)."""
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight) + bias
+    return F.linear(x, weight, bias)
+
+
 def group_norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool = True) -> Tensor:
     """SiLU(GroupNorm(x)), or the norm alone, x (n, L, h, w, c)."""
     out = ops.group_norm_silu(x.flatten(2, 3), norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
@@ -115,23 +123,25 @@ class Transformer(nn.Module):
         own = self.block.attn1
         weights = [layer.weight.detach() for layer in (own.to_q, own.to_k, own.to_v)]
         self.qkv = nn.Parameter(torch.cat(weights), requires_grad=False)
-        # The feed-forward's second layer and the projection after it, between which nothing but a sum is.
+        # The feed-forward's second layer and the projection after it, between which nothing but a sum is: of the
+        # gated values and of the tokens, one behind the other.
         down, out = self.block.ff.net[2], transformer.proj_out
         weight, bias = (p.detach().flatten(1).float() for p in (out.weight, down.bias[:, None]))
-        self.down = nn.Parameter((weight @ down.weight.detach().float()).to(out.weight.dtype), requires_grad=False)
+        both = torch.cat([weight @ down.weight.detach().float(), weight], dim=1)
+        self.out = nn.Parameter(both.to(out.weight.dtype), requires_grad=False)
         self.out_bias = nn.Parameter((weight @ bias)[:, 0].to(out.bias.dtype) + out.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
         """x (b, L, h, w, c) while both branches are the same, then (2b, ..) -> (2b, L, h, w, c)."""
         block, shape, pair = self.block, x.shape, 2 * prompt.key.shape[0]
-        proj_in, proj_out = self.transformer.proj_in, self.transformer.proj_out
+        proj_in, own, other = self.transformer.proj_in, block.attn1.to_out[0], block.attn2.to_out[0]
         x = x.flatten(2, 3)  # (n, L, p, c)
         tokens = group_norm(self.transformer.norm, x.reshape(shape), silu=False).flatten(2, 3)
-        tokens = F.linear(tokens, proj_in.weight.flatten(1), proj_in.bias)
+        tokens = linear(tokens, proj_in.weight.flatten(1), proj_in.bias)
 
         query, key, value = (part.flatten(0, 1) for part in F.linear(block.norm1(tokens), self.qkv).chunk(3, dim=-1))
         mixed = _attend(query, key, value, block.attn1.heads).reshape(tokens.shape)
-        tokens = tokens + block.attn1.to_out[0](mixed)
+        tokens = tokens + linear(mixed, own.weight, own.bias)
 
         query = branches(block.attn2.to_q(block.norm2(tokens)), pair).flatten(0, 1)
         # The negative prompt again for every frame, which is less than it would be to join two attentions' answers.
@@ -140,12 +150,18 @@ class Transformer(nn.Module):
             for own, negative in ((prompt.key, prompt.negative_key), (prompt.value, prompt.negative_value))
         )
         mixed = _attend(query, key, value, block.attn2.heads).unflatten(0, (pair, -1))
-        tokens = branches(tokens, pair) + block.attn2.to_out[0](mixed)
+        tokens = branches(tokens, pair) + linear(mixed, other.weight, other.bias)
 
         # proj_out(tokens + ff(norm(tokens)))
-        mixed = F.linear(block.ff.net[0](block.norm3(tokens)), self.down)
-        out = branches(x, pair) + mixed + F.linear(tokens, proj_out.weight.flatten(1), self.out_bias)
+        gated = block.ff.net[0](block.norm3(tokens))
+        out = branches(x, pair) + self._project(gated, tokens)
         return out.reshape(-1, *shape[1:])
+
+    def _project(self, gated: Tensor, tokens: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # both are written to where they are read from, one behind the other
+            return linear(torch.cat([gated, tokens], dim=-1), self.out, self.out_bias)
+        down, out = self.out.split([gated.shape[-1], tokens.shape[-1]], dim=1)
+        return F.linear(gated, down) + F.linear(tokens, out, self.out_bias)
 
 
 class Temporal(nn.Module):
@@ -165,7 +181,7 @@ class Temporal(nn.Module):
             normed = normed + self.positions
         qkv = attention.to_qkv(normed).flatten(2, 3)
         mixed = ops.temporal_attention(qkv, attention.heads)
-        return x + attention.to_out(mixed).reshape(x.shape)
+        return x + linear(mixed, attention.to_out.weight, attention.to_out.bias).reshape(x.shape)
 
 
 def branches(x: Tensor, n: int) -> Tensor:
