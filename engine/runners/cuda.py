@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider on one GPU: what is CUDA's own of a BoundRunner.
 
-One stream a worker; the step graph is captured into a CUDA graph for every batch bucket and replayed. float32 products
-are exact (no TF32) unless asked for.
+One stream a worker; the step graph is captured into a CUDA graph for every batch bucket and replayed. The products of a
+float32 bundle are exact (no TF32) unless asked for.
 """
 
 import logging
@@ -27,7 +27,8 @@ class CudaRunner(BoundRunner):
     """See Runner.
 
     Args:
-        tf32: let float32 products round their factors to 10 bits of mantissa, which is several times faster.
+        tf32: let float32 products round their factors to 10 bits of mantissa, which is several times faster. Those of a
+            bundle in half precision always may.
 
     Raises:
         InputError: no such GPU, no ONNX Runtime with the CUDA provider, or a graph it cannot load.
@@ -43,9 +44,12 @@ class CudaRunner(BoundRunner):
             self._steps = OneThread(device)
             # Its channels-last convolution takes no bfloat16: a session would not open.
             nhwc = library.sm is not None and bundle.manifest.precision != "bf16"
+            # Without it convolutions of every type leave the tensor cores (see provider_options). The few products that
+            # such a bundle has in float32 are between half precision's: their factors lose nothing to speak of.
+            rounds = tf32 or bundle.manifest.precision != "fp32"
 
             def opened(graph: str, *, capture: bool) -> Any:
-                options = provider_options(device.index, stream, tf32=tf32, capture=capture, nhwc=nhwc)
+                options = provider_options(device.index, stream, tf32=rounds, capture=capture, nhwc=nhwc)
                 return _session(runtime, bundle, graph, library, options)
 
             def open_session(graph: str) -> Any:
@@ -124,7 +128,9 @@ class OneThread:
 def provider_options(index: int, stream: Stream, *, tf32: bool, capture: bool, nhwc: bool) -> dict[str, str]:
     """Options of the CUDA provider for one session (onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider).
 
-    With `nhwc` convolutions keep the frame layout that the kernels have between them.
+    With `nhwc` convolutions keep the frame layout that the kernels have between them. Without `tf32` the provider takes
+    none of cuDNN's plans that use tensor cores, in half precision either: it is many times slower then or, where cuDNN
+    has no other plan, logs the error "No execution plans support the graph" and uses tensor cores after all.
     """
     return {
         "device_id": str(index),

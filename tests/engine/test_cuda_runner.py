@@ -253,6 +253,16 @@ def test_convolutions_are_channels_last_with_kernels_but_in_bfloat16(
     assert preferred == {"fp32": {"1"}, "bf16": {"0"}}
 
 
+def test_half_precision_keeps_the_tensor_cores_for_its_convolutions(own_bundle: Path, runtime: FakeRuntime) -> None:
+    bundle = Bundle.open(own_bundle)
+    chosen = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        object.__setattr__(bundle.manifest, "precision", precision)
+        runner_cuda.CudaRunner(bundle, WORKER).close()
+        chosen[precision] = {options["use_tf32"] for options in runtime.opened.values()}
+    assert chosen == {"fp32": {"0"}, "bf16": {"1"}, "fp16": {"1"}}
+
+
 def test_closing_is_on_the_runners_device_in_any_thread(
     tiny_bundle: Path, runtime: FakeRuntime, cuda: FakeCuda
 ) -> None:
