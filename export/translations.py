@@ -4,7 +4,7 @@ In float16 graphs for the CPU the softmax of attention is in float32, as in torc
 
 - Attention is the one node `Attention`, so that a runtime with a fused kernel never holds the scores: at 64x64 latents
   those of one layer and segment would be 8 GiB in float16. Such kernels take the softmax in float32; the node does not
-  ask for it, since TensorRT refuses one that does.
+  ask for it, since TensorRT refuses one that does. Heads of 160 get zeros up to 192 (see _flash_size).
 - Group norm is written as its arithmetic: ONNX Runtime's CUDA provider has no InstanceNormalization of this opset, and
   the shapes that come with the exporter's form would be copied between host and GPU.
 - Frames are enlarged by `Expand` and padded in float32, since the provider has no `Resize` and no `Pad` of bfloat16.
@@ -24,6 +24,7 @@ import nuwaxl.export.attention  # noqa: F401  (registers the operator)
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]
 _SWAPPED = [0, 1, 3, 2]  # the two last of the four axes (n, heads, tokens, d)
+_FLASH_KEYS = 64  # keys of a block of ONNX Runtime's flash attention where heads are larger than 128
 
 
 def for_lower_precision() -> Translations:
@@ -53,7 +54,29 @@ def _scores_in_float32(query: Any, key: Any, value: Any, attn_mask: Any = None) 
 
 
 def _attention_of_tokens(query: Any, key: Any, value: Any, heads: int) -> Any:
-    return opset23.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)[0]
+    op = opset23
+    size = int(query.shape[-1]) // heads
+    wide = _flash_size(size)
+    if wide == size or query.dtype == onnx.TensorProto.FLOAT or int(key.shape[1]) <= _FLASH_KEYS:
+        return op.Attention(query, key, value, q_num_heads=heads, kv_num_heads=heads)[0]
+
+    def widened(tokens: Any) -> Any:
+        apart = op.Reshape(tokens, _ints([0, 0, heads, size]))
+        with_zeros = _pad(apart, _ints([0, 0, 0, 0, 0, 0, 0, wide - size]), query.dtype)
+        return op.Reshape(with_zeros, _ints([0, 0, heads * wide]))
+
+    mixed = op.Attention(*map(widened, (query, key, value)), q_num_heads=heads, kv_num_heads=heads, scale=size**-0.5)[0]
+    narrow = op.Slice(op.Reshape(mixed, _ints([0, 0, heads, wide])), _ints([0]), _ints([size]), _ints([3]))
+    return op.Reshape(narrow, _ints([0, 0, heads * size]))
+
+
+def _flash_size(size: int) -> int:
+    """The head size with which ONNX Runtime's flash attention (CUDA, 1.31) may share the keys out to several blocks.
+
+    It does where there are few queries. For heads of 129 to 160 and of 193 to 224 it then makes room for multiples of
+    32, and writes in rows of 192 and 256: wrong answers, and values beyond its memory.
+    """
+    return size if size <= 128 or size > 256 else -(-size // 64) * 64
 
 
 def _attention_of_heads(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
@@ -88,12 +111,15 @@ def _enlarged(x: Any, output_size: Sequence[int] | None, scale_factors: Sequence
 def _padded(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """x with zeros around its last axes; `pad` names the last axis first."""
     assert (mode, value or 0.0) == ("constant", 0.0), "the networks know no other"
-    op = opset23
     rest = [0] * (len(x.shape) - len(pad) // 2)
     pads = _ints([*rest, *pad[-2::-2], *rest, *pad[::-2]])
-    if x.dtype != onnx.TensorProto.BFLOAT16:
-        return op.Pad(x, pads)
-    return op.CastLike(op.Pad(op.Cast(x, to=onnx.TensorProto.FLOAT), pads), x)
+    return _pad(x, pads, x.dtype)
+
+
+def _pad(x: Any, pads: Any, dtype: int) -> Any:
+    if dtype != onnx.TensorProto.BFLOAT16:
+        return opset23.Pad(x, pads)
+    return opset23.CastLike(opset23.Pad(opset23.Cast(x, to=onnx.TensorProto.FLOAT), pads), x)
 
 
 def _ints(values: Sequence[int]) -> Any:

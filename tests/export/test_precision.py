@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,7 +15,7 @@ from nuwaxl.engine.bundle import Bundle, write_manifest  # noqa: E402
 from nuwaxl.engine.bundle_schema import Graph, Sampler, required_tensors  # noqa: E402
 from nuwaxl.engine.samples import Samples  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
-from nuwaxl.export import write  # noqa: E402
+from nuwaxl.export import attention, write  # noqa: E402
 from nuwaxl.export.emulation import _types, emulated  # noqa: E402
 from nuwaxl.export.graphs import TextGraph  # noqa: E402
 from nuwaxl.export.model import Model  # noqa: E402
@@ -85,6 +86,54 @@ def test_products_are_in_the_precision_and_statistics_in_float32(low: Bundle) ->
     assert exact == 9
 
 
+class TwoHeads(torch.nn.Module):
+    """Attention of two heads of so many channels."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.to_q = torch.nn.Linear(2 * size, 2 * size)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return attention.attention(self.to_q(query), key, value, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "keys", "dtype", "head"),
+    [
+        (160, 77, torch.float16, 192),
+        (160, 77, torch.bfloat16, 192),
+        (200, 77, torch.float16, 256),
+        (160, 64, torch.float16, 160),  # one block of keys, never shared out
+        (160, 77, torch.float32, 160),  # another kernel
+        (128, 77, torch.float16, 128),
+        (80, 200, torch.float16, 80),
+        (192, 77, torch.float16, 192),
+    ],
+)
+def test_heads_that_the_cuda_provider_gets_wrong_are_widened(
+    size: int, keys: int, dtype: torch.dtype, head: int
+) -> None:
+    random = torch.Generator().manual_seed(size)
+    shapes = {"query": (3, 9, 2 * size), "key": (3, keys, 2 * size), "value": (3, keys, 2 * size)}
+    inputs = {name: torch.randn(shape, generator=random).to(dtype) for name, shape in shapes.items()}
+    module = TwoHeads(size).to(dtype)
+    model = to_onnx(module, inputs, ["mixed"], for_gpus=True)
+    assert not unknown(model)
+    types = {v.name: v for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    (node,) = (node for node in model.graph.node if node.op_type == "Attention")
+    assert types[node.input[0]].type.tensor_type.shape.dim[-1].dim_value == 2 * head
+    session = onnxruntime.InferenceSession(emulated(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    half = {entry.name for entry in session.get_inputs() if entry.type == "tensor(float16)"}
+    given = {
+        name: tensor.float().numpy().astype(np.float16 if name in half else np.float32)
+        for name, tensor in inputs.items()
+    }
+    found = session.run(None, given)[0].astype(np.float32)
+    with torch.no_grad():
+        expected = module.float()(*(tensor.float() for tensor in inputs.values())).numpy()
+    assert np.abs(found - expected).max() < 0.05
+
+
 def test_it_renders_near_float32(low: Bundle, exported: Path, tmp_path: Path) -> None:
     path, limit = low.path, {"fp16": 0.5, "bf16": 4.0}[low.manifest.precision]
     if low.manifest.precision == "bf16":
@@ -149,8 +198,6 @@ def test_the_emulation_rounds_as_bfloat16_does() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return ((x.bfloat16() * self.scale + self.scale) * self.scale).float()
-
-    import onnxruntime
 
     module, x = Sums(), torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
     model = emulated(to_onnx(module, {"x": x}, ["y"]))
