@@ -24,7 +24,6 @@ from nuwaxl.errors import DeviceLost
 
 _HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 _ROWS = ("timestep", "coefficients", "guidance")  # what comes from the host at every step
-_PREPARE_ROWS = 4  # segments that one run of prepare takes at most: what it needs grows with them
 _BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 _STAGES = 2  # the host is at most so many steps ahead of the device
 
@@ -113,25 +112,22 @@ class BoundRunner:
         arrival.depart()
         return arrival.wait
 
-    def prepare(self, segments: Segments, put: Callable[[Tensors, int, int], None]) -> None:
-        """Run what does not depend on the timestep; `put(state, first, count)` takes the segments from `first` on,
-        whose state is in the first `count` rows, while it is there."""
+    def prepare(self, segments: Segments, put: Callable[[Tensors, int], None]) -> None:
+        """Run what does not depend on the timestep, one segment at a time: what it needs grows with them, and the CUDA
+        provider plans all convolutions of a graph anew whenever their number changes. `put(state, number)` takes the
+        state of that segment from the first row while it is there."""
         if self._prepared is None:
             graph = self.graphs["prepare"]
-            self._prepared = (
-                Tensors(self.device, graph.inputs, _PREPARE_ROWS),
-                Tensors(self.device, graph.outputs, _PREPARE_ROWS),
-            )
+            self._prepared = Tensors(self.device, graph.inputs, 1), Tensors(self.device, graph.outputs, 1)
         source, state = self._prepared
-        for first in range(0, len(segments.x), _PREPARE_ROWS):
-            count = min(_PREPARE_ROWS, len(segments.x) - first)
+        for number in range(len(segments.x)):
             given = {
-                source[name].at(0): getattr(segments, name)[first : first + count]
+                source[name].at(0): getattr(segments, name)[number]
                 for name in ("prompt", "negative", "condition", "mask")
             }
             self.staging.send(self.stream, given)
-            self.run("prepare", source, state, count)
-            put(state, first, count)
+            self.run("prepare", source, state, 1)
+            put(state, number)
 
     def run(self, graph: str, inputs: Tensors, outputs: Tensors, rows: int) -> None:
         """Run a graph once on the first rows of tensors."""
@@ -309,11 +305,9 @@ class BoundDenoising:
         self._slots.grow(self._rows.bucket)
         stream, tensors = self._runner.stream, self._tensors
 
-        def put(state: Tensors, first: int, count: int) -> None:
-            taken = rows[first : first + count]
-            moves = list(zip(range(count), taken, strict=True))
+        def put(state: Tensors, number: int) -> None:
             for name, tensor in state.all().items():
-                copy_rows(stream, tensors[name].at, tensor.at, moves, tensor.row_bytes)
+                stream.copy(tensors[name].at(rows[number]), tensor.at(0), tensor.row_bytes)
 
         self._runner.prepare(segments, put)
         self._runner.staging.send(

@@ -105,11 +105,11 @@ def test_tensors_in_half_precision_are_bound_as_what_they_are(kind: str, cuda: F
         np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=1e-5, atol=1e-5)
 
 
-def test_prepare_takes_few_segments_at_a_time(bundle: Bundle, cuda: FakeCuda) -> None:
-    """What it needs grows with them, and it is needed beside the memory of the batch."""
+def test_prepare_takes_one_segment_at_a_time(bundle: Bundle, cuda: FakeCuda) -> None:
+    """What it needs grows with them, and every other number of them is planned anew by the CUDA provider."""
     runner = on_fake(bundle, cuda)
     runner.start(segments(np.random.default_rng(0), 10))
-    assert [rows for rows, _ in runner.session("prepare").ran] == [4, 4, 2]
+    assert [rows for rows, _ in runner.session("prepare").ran] == [1] * 10
 
 
 def test_text_and_frames_are_encoded_as_the_plain_runner_does(runner: BoundRunner, bundle: Bundle) -> None:
