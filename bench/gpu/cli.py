@@ -185,7 +185,9 @@ def _run(piece: Piece, deadline: float) -> dict[str, Any]:
     state, error = "done", ""
     with log.open("w", encoding="utf-8") as out:
         # A group of its own: torch's compiling processes end with it.
-        child = subprocess.Popen(piece.command(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            piece.command(), env=_environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             if child.wait(timeout=most_s) != 0:
                 state, error = "failed", _last_line(log)
@@ -197,6 +199,16 @@ def _run(piece: Piece, deadline: float) -> dict[str, Any]:
                 child.wait()
     found = report.read_piece(piece.result)
     return {"state": state, "seconds": time.monotonic() - began, "error": error, **found}
+
+
+def _environment() -> dict[str, str]:
+    """Of a piece: torch's own ptxas for all of it, where torch brings one.
+
+    torch.compile's processes take that, and the process that starts them Triton's, whose cache goes by the version of
+    ptxas: what they compiled it does not find, and compiles it again, one kernel after the other.
+    """
+    ptxas = Path(importlib.import_module("torch").__file__ or "").parent / "bin" / "ptxas"
+    return {**({"TRITON_PTXAS_PATH": str(ptxas)} if os.access(ptxas, os.X_OK) else {}), **os.environ}
 
 
 def _last_line(log: Path) -> str:

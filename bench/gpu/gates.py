@@ -109,4 +109,6 @@ def _times_compiled(size: int, mode: str, pieces: Mapping[str, Mapping[str, Any]
         faster, note = their_s / wall_s, f"{their_s:.1f} s"
         if how == "measured":
             note += f" in batches of {theirs['wall_sizes']}; added up in its favour {theirs['total_s']:.1f} s"
+            if theirs.get("wall_compiled"):
+                note += f"; {theirs['wall_compiled']} graphs compiled meanwhile"
     return Gate(f"{size} px: times torch.compile, {mode}", faster, FASTER, "x", at_most=False, how=how, note=note)

@@ -112,11 +112,11 @@ def open_engine(work: Workload, devices: str, folder: Path, bundles: Sequence[Pa
     return Engine(_in_memory(work, folder), (_own(worker),), (runner,))
 
 
-def new_job(work: Workload, folder: Path) -> Job:
-    """The workload as the engine resolves it, to be rendered by other means."""
+def new_job(work: Workload, folder: Path, steps: int | None = None) -> Job:
+    """The workload as the engine resolves it, to be rendered by other means; in fewer steps, where they are given."""
     bundle = _in_memory(work, folder)
     network = bundle.manifest.network
-    task = Task(story(), frames=work.frames)
+    task = Task(story(), frames=work.frames, steps=steps)
     tokenizer = PromptTokenizer(bundle.tokenizer, network.prompt_tokens)
     return Job(network, tokenizer, task.story, resolve(bundle.manifest, task))
 

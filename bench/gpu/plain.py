@@ -4,7 +4,7 @@ fixed sizes, whose tensors stay where they are for its CUDA graphs."""
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,12 @@ def prepare(mtd: MTD, segments: Segments, device: torch.device) -> Prepared:
     tensors = (segments.prompt, segments.negative, segments.condition, segments.mask)
     prompt, negative, condition, mask = (torch.from_numpy(array).to(device, dtype) for array in tensors)
     prompts = torch.cat([prompt, negative[:, None].expand_as(prompt)])
-    prepared = mtd.prepare(prompts, torch.cat([condition, condition]), torch.cat([mask, mask]))
-    # In the layout that the convolutions use.
-    last = [Injection(*(t.contiguous(memory_format=torch.channels_last) for t in one)) for one in prepared.injections]
-    return Prepared(last, prepared.keys_values)
+    # The same for both prompts, so computed once; in the layout that the convolutions use.
+    injections = [
+        Injection(*(torch.cat([t, t]).contiguous(memory_format=torch.channels_last) for t in one))
+        for one in mtd.injection(condition, mask)
+    ]
+    return Prepared(injections, mtd.prompt_keys_values(prompts.flatten(0, 1)))
 
 
 class PlainNetworks:
@@ -70,14 +72,19 @@ class PlainNetworks:
         embeddings: Float32 = _array(self._text(torch.from_numpy(tokens).to(self._device)))
         return embeddings
 
+    def filled(self, count: int) -> int:
+        """Segments that a batch of `count` runs as."""
+        return next((size for size in self.sizes if size >= count), count)
+
     def start(self, segments: Segments) -> "PlainBatch":
         """A batch of these segments, filled up by the last of them."""
         count = len(segments.x)
-        size = next((size for size in self.sizes if size >= count), count)
-        rows = [*range(count), *[count - 1] * (size - count)]
-        filled = Segments(*(getattr(segments, field.name)[rows] for field in fields(Segments)))
-        x = torch.from_numpy(filled.x).to(self._device)
-        inputs = self._keep(size, (x, torch.zeros_like(x), prepare(self._mtd, filled, self._device)))
+        size = self.filled(count)
+        if size > count:
+            rows = [*range(count), *[count - 1] * (size - count)]
+            segments = Segments(*(getattr(segments, field.name)[rows] for field in fields(Segments)))
+        x = _sent(segments.x, self._device, torch.float32)
+        inputs = self._keep(size, (x, torch.zeros_like(x), prepare(self._mtd, segments, self._device)))
         return PlainBatch(partial(self._step, self._mtd), count, self._device, *inputs)
 
     def _keep(self, size: int, given: Any) -> Any:
@@ -92,7 +99,7 @@ class PlainNetworks:
 
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
         """See DecodesLater: a video stays on the device until it is asked for."""
-        video = self._decode(torch.from_numpy(latents).to(self._device, self._dtype))
+        video = self._decode(_sent(latents, self._device, self._dtype))
         video = ((video.permute(0, 1, 3, 4, 2).float() + 1.0) * 127.5).clamp(0.0, 255.0).round().to(torch.uint8)
         return partial(_array, video)
 
@@ -111,9 +118,9 @@ class PlainBatch:
         self._x, self._history, self._prepared = x, history, prepared
 
     def step(self, timestep: int, coefficients: NDArray[np.floating], guidance: float) -> None:
-        """Move all by one step: index into the training schedule, a row of a sampler's table without noise, scale."""
+        """Queue a step of all: index into the training schedule, a row of a sampler's table without noise, scale."""
         x = self._x
-        row = torch.from_numpy(coefficients.astype(np.float32)).to(self._device)
+        row = _sent(coefficients.astype(np.float32), self._device, torch.float32)
         timesteps, scales = (torch.full((len(x),), float(value), device=self._device) for value in (timestep, guidance))
         moved = self._step(x, self._history, timesteps, row.repeat(len(x), 1), scales, self._prepared)
         for mine, new in zip((x, self._history), moved, strict=True):
@@ -139,17 +146,31 @@ def render(job: Job, networks: PlainNetworks, most: int) -> list[Clip]:
     runner: Any = networks  # all of a Runner that a job asks
     request = job.request
     job.encode_text(runner, lambda: None)
-    for segments in batches(request.plan, most):
+
+    def begin(segments: list[int]) -> Segments:
         begun = [job.begin(segment) for segment in segments]
-        batch = networks.start(
-            Segments(*(np.concatenate([getattr(one, field.name) for one in begun]) for field in fields(Segments)))
-        )
+        return Segments(*(np.concatenate([getattr(one, field.name) for one in begun]) for field in fields(Segments)))
+
+    def depth(segments: list[int]) -> int:
+        return request.plan.segment(segments[0]).depth
+
+    begun: Segments | None = None
+    for segments, following in pairwise([*batches(request.plan, most), []]):
+        batch = networks.start(begun or begin(segments))
         for timestep, row in zip(request.table.timesteps, request.table.coefficients, strict=True):
             batch.step(int(timestep), row, request.guidance)
+        # What waits for none of these is got ready while the device is at it.
+        begun = begin(following) if following and depth(following) == depth(segments) else None
         for segment, latents in zip(segments, batch.latents(), strict=True):
             job.finish(segment, latents)
     videos = [job.decode(number, runner) for number in range(len(job.windows))]
     return [clip() for clip in videos]
+
+
+def _sent(array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy on the device, on its way there. Its strides are its own: a view's, even those of a dimension of one,
+    which mean nothing, would have torch compile what takes it once more."""
+    return torch.empty(array.shape, dtype=dtype, device=device).copy_(torch.from_numpy(array), non_blocking=True)
 
 
 def _array(tensor: Tensor) -> Any:

@@ -11,22 +11,33 @@ from torch.profiler import ProfilerActivity, profile
 _CALLS, _SHOWN = 3, 25
 
 
-def write_profile(call: Callable[[], object], path: Path, title: str) -> None:
-    """Run `call` a few times and write what it spent its time on, kernels on a GPU, operators on the CPU."""
+def write_profile(call: Callable[[], object], path: Path, title: str, gpu: int | None) -> None:
+    """Run `call` a few times and write what it spent its time on: kernels on the GPU of a number, whoever launches
+    them, or operators of torch on the CPU.
+
+    Raises:
+        RuntimeError: the profiler saw nothing, or may not look.
+    """
+    on_gpu = gpu is not None
+
+    def drain() -> None:
+        if on_gpu:
+            torch.cuda.synchronize(gpu)
+
     call()
-    on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    drain()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         for _ in range(_CALLS):
             call()
-        if on_gpu:
-            torch.cuda.synchronize()
+        drain()
     spent: dict[str, list[float]] = defaultdict(list)
     for event in profiler.events() or []:
         microseconds = _own_us(event, on_gpu)
         if microseconds > 0:
             spent[event.name].append(microseconds)
     total = sum(sum(times) for times in spent.values())
+    if not spent:
+        raise RuntimeError("expected torch's profiler to see what ran; found no event of it")
     lines = [
         f"# {title}",
         "",

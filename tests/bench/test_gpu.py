@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,26 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from nuwaxl.bench.gpu import cli, flops, kernels, model, opponents, ours, parity, piece, plain, report, tests  # noqa: E402
+from nuwaxl.bench.gpu import (  # noqa: E402
+    cli,
+    flops,
+    kernels,
+    model,
+    opponents,
+    ours,
+    parity,
+    piece,
+    plain,
+    profile,
+    report,
+    tests,
+)
 from nuwaxl.bench.gpu.gates import gates  # noqa: E402
 from nuwaxl.bench.gpu.model import Workload, workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
 from nuwaxl.engine import Plan  # noqa: E402
 from nuwaxl.engine.bundle import demo_bundle  # noqa: E402
+from nuwaxl.engine.devices import Worker  # noqa: E402
 from nuwaxl.errors import InputError, NuwaxlError  # noqa: E402
 from nuwaxl.kernels import bench, ops  # noqa: E402
 from nuwaxl.train.config import ModelConfig, MTDConfig  # noqa: E402
@@ -34,8 +50,11 @@ def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> Non
     found: list[dict[str, Any]] = []
     work = workload(8, tiny=True)
     ours.measure(work, "torch:cpu", tmp_path, time.monotonic() + 1000, lambda f: found.append(dict(f)), [], 16)
-    first, last = found[0], found[-1]
-    assert "wall_s" not in first  # what is known is told before the render
+    last = found[-1]
+    # What is known is told before what takes long.
+    for figure, number in (("devices", 0), ("open_s", 1), ("step_ms", 2), ("warm_s", 3), ("wall_s", 4), ("ar_how", 5)):
+        assert [figure in figures for figures in found] == [*[False] * number, *[True] * (len(found) - number)]
+    assert ["profile" in figures for figures in found] == [*[False] * 6, True]  # it would slow what comes after it
     assert (last["frames"], last["segments"], last["steps"]) == (20, 11, 3)  # 1 + 3 + 7 of L = 4
     assert last["wall_s"] > 0
     assert last["batch_sizes"][0] == 1
@@ -48,6 +67,53 @@ def test_the_engine_renders_the_workload_and_the_baseline(tmp_path: Path) -> Non
     assert last["tflop_s"] == pytest.approx(expected)
     profile = (tmp_path / last["profile"]).read_text()
     assert "nuwaxl::temporal_attention" in profile
+
+
+@pytest.mark.parametrize(
+    ("worker", "gpu"),
+    [
+        (Worker("cuda:1", 1, True, kind="cuda", index=1), 1),
+        (Worker("tensorrt:0", 1, True, kind="tensorrt"), 0),
+        (Worker("torch:cuda:2/eager#0", 1, True, plugin="torch:cuda:2/eager"), 2),
+        (Worker("torch:cpu#0", 1, True, plugin="torch:cpu"), None),
+    ],
+)
+def test_a_step_is_profiled_on_every_device_that_the_profiler_sees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, worker: Worker, gpu: int | None
+) -> None:
+    began: list[tuple[int, ...]] = []
+
+    class Runner:
+        def start(self, segments: Any) -> Any:
+            began.append(segments.x.shape)
+            return SimpleNamespace(step=lambda timestep, *rest: began.append(timestep.shape))
+
+    asked: list[int | None] = []
+
+    def written(call: Any, path: Path, title: str, gpu: int | None) -> None:
+        call()
+        asked.append(gpu)
+
+    work = workload(8, tiny=True)
+    bundle = model._in_memory(work, tmp_path)
+    engine: Any = SimpleNamespace(workers=(worker,), _runners=(Runner(),), bundle=bundle)
+    monkeypatch.setattr(ours, "write_profile", written)
+    assert ours._profile(engine, work, 3, tmp_path, "cuda:1/x") == {"profile": "profile-cuda-1-x-8.md"}
+    assert (began, asked) == ([(3, 4, 4, 4, 4), (3,)], [gpu])
+
+    def refused(*_: object) -> None:
+        raise ValueError("no counters")
+
+    monkeypatch.setattr(ours, "write_profile", refused)
+    assert ours._profile(engine, work, 3, tmp_path, "cuda:1") == {"profile": "none: no counters"}
+    engine.workers = (Worker("cpu#0", 1, True),)
+    assert ours._profile(engine, work, 3, tmp_path, "cpu") == {}
+
+
+def test_a_profile_of_nothing_is_none(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="expected torch's profiler to see what ran"):
+        profile.write_profile(lambda: None, tmp_path / "profile.md", "", None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_our_answers_are_as_near_to_float32_as_the_plain_networks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +131,12 @@ def test_our_answers_are_as_near_to_float32_as_the_plain_networks(monkeypatch: p
 
 def test_without_time_the_baseline_is_added_up(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
-    ours.measure(workload(8, tiny=True), "torch:cpu", tmp_path, time.monotonic(), found.append, [], 16)
+    news = lambda figures: found.append(dict(figures))  # noqa: E731
+    ours.measure(workload(8, tiny=True), "torch:cpu", tmp_path, time.monotonic(), news, [], 16)
     last = found[-1]
+    first = next(figures for figures in found if "profile" in figures)
+    assert "step_ms" in first
+    assert "warm_s" not in first, "the profile says why the render is slow that is stopped"
     assert last["ar_how"] == "extrapolated"
     steps_s = last["ar_windows"] * last["steps"] * last["step_ms"][0] / 1e3
     assert last["ar_wall_s"] == pytest.approx(steps_s + last["decode_s"])
@@ -146,6 +216,48 @@ def test_the_opponents_render_is_the_engines(monkeypatch: pytest.MonkeyPatch, tm
         assert mine._dynamo_static_input_type
     assert first._x is second._x
     assert first._history is second._history
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_nothing_compiles_while_the_clock_of_the_opponents_render_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, views: bool
+) -> None:
+    def begin_decode(networks: Any, latents: Any) -> Any:
+        return partial(plain._array, networks._decode(torch.from_numpy(latents)))
+
+    if views:  # a fault that the render before the clock has to find
+        monkeypatch.setattr(plain.PlainNetworks, "begin_decode", begin_decode)
+        monkeypatch.setattr(plain.PlainNetworks, "decode", lambda *given: begin_decode(*given)())
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, timed = [], opponents._render_s
+
+    def render_s(*given: Any) -> Any:
+        compiled.append(opponents._graphs())
+        found = timed(*given)
+        compiled[-1] = opponents._graphs() - compiled[-1]
+        return found
+
+    monkeypatch.setattr(opponents, "_render_s", render_s)
+    torch._dynamo.reset()
+    found: list[dict[str, Any]] = []
+    work, before = workload(8, tiny=True), opponents._graphs()
+    try:
+        opponents.measure(work, torch.device("cpu"), torch.float32, "default", [2, 1], tmp_path, found.append)
+    finally:
+        torch._dynamo.reset()
+    assert compiled == [0, 0]
+    assert found[-1]["wall_compiled"] == 0
+    assert opponents._graphs() - before == 3 + views  # a step of two sizes, decoding, and decoding of a view
+
+
+@pytest.mark.parametrize(("sizes", "frames"), [([8], 48), ([5, 8], 80), ([1, 5, 8], 144)])
+def test_the_render_before_the_opponents_has_every_size_of_it(sizes: list[int], frames: int) -> None:
+    work = Workload(SD15, 256, 1024)
+    networks: Any = SimpleNamespace(filled=partial(plain.PlainNetworks.filled, SimpleNamespace(sizes=sizes)))
+    before = opponents.before(work, networks, 8)
+    assert before.frames == frames
+    run_as = {networks.filled(len(batch)) for batch in plain.batches(Plan(frames, 16), 8)}
+    assert run_as == set(sizes)
 
 
 def _encoded(work: Workload, folder: Path, networks: Any) -> Any:
@@ -410,6 +522,23 @@ def test_the_limits_are_the_issues() -> None:
     }
 
 
+def test_what_was_compiled_while_the_clock_ran_is_said() -> None:
+    rendered = {"mode": "max-autotune", "total_s": 62.0, "wall_s": 72.0, "wall_sizes": [8], "wall_compiled": 2}
+    pieces = {**PIECES, "compile-max-autotune-256": {"figures": rendered}}
+    gate = next(gate for gate in gates(pieces, [256]) if gate.name.endswith("max-autotune"))
+    assert gate.note.endswith("; 2 graphs compiled meanwhile")
+
+
+def test_a_piece_that_was_stopped_while_it_opened_is_no_render(tmp_path: Path) -> None:
+    stopped = {"state": "stopped", "seconds": 87.0, "figures": {"devices": "cuda:0", "open_s": 40.0}}
+    pieces = {"ours-cuda-0-128": stopped}
+    found = gates(pieces, [128])
+    assert {gate.found for gate in found} == {None}
+    document = {"schema": report.SCHEMA, "pieces": pieces, "gates": [gate.to_json() for gate in found]}
+    report.write(tmp_path, document)
+    assert "- open_s: 40" in (tmp_path / report.TABLE_FILE).read_text()
+
+
 def test_sizes_that_were_measured_before_keep_their_gates() -> None:
     names = [gate.name for gate in gates(PIECES, [128])]
     assert "256 px: 1024 frames" in names
@@ -527,6 +656,18 @@ def test_a_piece_that_ends_badly_keeps_what_it_found(
         while child.exists() and "State:\tZ" not in child.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert time.monotonic() < deadline, "its process has ended, too"
+
+
+def test_all_processes_of_a_piece_compile_with_the_same_ptxas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    assert "TRITON_PTXAS_PATH" not in cli._environment()
+    ptxas = tmp_path / "bin" / "ptxas"
+    ptxas.parent.mkdir()
+    ptxas.touch(mode=0o755)
+    assert cli._environment()["TRITON_PTXAS_PATH"] == str(ptxas)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "another")
+    assert cli._environment()["TRITON_PTXAS_PATH"] == "another"
 
 
 def test_a_piece_that_has_no_time_left_is_not_begun(tmp_path: Path) -> None:
