@@ -88,8 +88,10 @@ def requests(
     heads: int = 8,
     taps: int = 3,
     groups: int = 32,
+    pixels: Iterable[int] = (1024, 256, 64, 16),
 ) -> list[Request]:
-    """Every kernel at every width; the defaults are sd15's."""
+    """Every kernel at every width, group norm's for frames of `pixels` and for larger ones in parts; the defaults are
+    sd15's at 256 px."""
     by_width = (
         "temporal_attention",
         "temporal_attention_backward",
@@ -97,15 +99,15 @@ def requests(
         "temporal_conv_injection",
         "group_norm_silu",
     )
-    found = []
+    found, sizes = [], (*pixels, LARGE + 1)
     for dtype in dtypes:
         found += [
             Request(kernel, dtype, length, width, heads, taps, groups=groups) for width in widths for kernel in by_width
         ]
         for width in widths:
             norm = Request("group_norm_silu", dtype, length, width, groups=groups)
-            for pixels in (LARGE, LARGE + 1):  # held where it can be, and in parts
-                found += norm_requests(norm, pixels)
+            for size in sizes:
+                found += norm_requests(norm, size)
         found.append(Request("guided_update", dtype))
     return found
 
@@ -278,9 +280,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=16, help="frames a segment, L")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--groups", type=int, default=32, help="of group norm")
+    parser.add_argument("--pixels", type=_numbers, default="1024,256,64,16", help="of the frames of group norm")
     parser.add_argument("--requests", type=Path, metavar="FILE", help="JSON that lists the kernels instead")
     options = parser.parse_args(arguments)
-    sizes = {"length": options.length, "heads": options.heads, "groups": options.groups}
+    sizes = {name: getattr(options, name) for name in ("length", "heads", "groups", "pixels")}
     try:
         asked = (
             requests(options.dtypes, options.widths, **sizes)

@@ -13,6 +13,8 @@ _HELD = 1 << 15  # values that a program holds
 def tile_of(pixels: int, channels: int, groups: int) -> int:
     """Pixels, a power of two, of the tile in which programs hold a frame of `pixels`; 0 where it is not held: where it
     is too large, or where whole groups leave too many lanes of a tile without work."""
+    if channels == 0:
+        return 0
     width = channels // groups
     used = width * min(max(1, LANES // width), groups)
     lanes = power_of_two(used)

@@ -70,7 +70,7 @@ def convolution_variants(length: int, channels: int, dtype: torch.dtype, *, bran
 
 def norm_variants(length: int, channels: int, groups: int, pixels: int) -> Variants:
     """The default, then other numbers of channels a program, pixels a block and warps, of the kernels that hold a frame
-    and that walk it."""
+    and that walk it. Frames that are cut are not tuned: they should be smaller."""
     walking = group_norm.specialise(length, channels, groups, 1e-5)
     tile = power_of_two(pixels)
     holding = group_norm.specialise_held(length, channels, tile, groups, 1e-5)

@@ -186,7 +186,7 @@ def _run(piece: Piece, deadline: float) -> dict[str, Any]:
     with log.open("w", encoding="utf-8") as out:
         # A group of its own: torch's compiling processes end with it.
         child = subprocess.Popen(
-            piece.command(), env=_environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            piece.command(), env=_environment(piece), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             if child.wait(timeout=most_s) != 0:
@@ -201,12 +201,14 @@ def _run(piece: Piece, deadline: float) -> dict[str, Any]:
     return {"state": state, "seconds": time.monotonic() - began, "error": error, **found}
 
 
-def _environment() -> dict[str, str]:
-    """Of a piece: torch's own ptxas for all of it, where torch brings one.
+def _environment(piece: Piece) -> dict[str, str]:
+    """Of a piece; of torch.compile's, torch's own ptxas for all of it, where torch brings one.
 
-    torch.compile's processes take that, and the process that starts them Triton's, whose cache goes by the version of
-    ptxas: what they compiled it does not find, and compiles it again, one kernel after the other.
+    The processes that compile candidates for max-autotune take that, and the one that measures them Triton's, whose
+    cache goes by the version of ptxas: what they compiled it does not find, and compiles it again, one by one.
     """
+    if piece.kind != "compile":
+        return dict(os.environ)
     ptxas = Path(importlib.import_module("torch").__file__ or "").parent / "bin" / "ptxas"
     return {**({"TRITON_PTXAS_PATH": str(ptxas)} if os.access(ptxas, os.X_OK) else {}), **os.environ}
 

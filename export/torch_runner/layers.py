@@ -146,8 +146,8 @@ class Transformer(nn.Module):
         query = branches(block.attn2.to_q(block.norm2(tokens)), pair).flatten(0, 1)
         # The negative prompt again for every frame, which is less than it would be to join two attentions' answers.
         key, value = (
-            torch.cat([own, negative[:, None].expand_as(own)]).flatten(0, 1)
-            for own, negative in ((prompt.key, prompt.negative_key), (prompt.value, prompt.negative_value))
+            torch.cat([positive, negative[:, None].expand_as(positive)]).flatten(0, 1)
+            for positive, negative in ((prompt.key, prompt.negative_key), (prompt.value, prompt.negative_value))
         )
         mixed = _attend(query, key, value, block.attn2.heads).unflatten(0, (pair, -1))
         tokens = branches(tokens, pair) + linear(mixed, other.weight, other.bias)

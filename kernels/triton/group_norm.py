@@ -4,8 +4,8 @@ A program takes as many whole groups as fill some neighbouring channels, so load
 only c / groups channels wide (10 at c = 320). Which of three ways a frame goes is decided in kernels/frames.py:
 
 - A small frame is held: a program reads its channels of all pixels once, into registers, takes their mean, then their
-  deviations from it, and writes. That is done where whole groups fill 32 or 64 lanes: few values are then read for
-  nothing, and a program is small enough for a GPU to have many.
+  deviations from it, and writes. That is done where whole groups fill 32 or 64 lanes: few of them are then idle, and a
+  program is small enough for a GPU to have many.
 - Another small frame is walked twice, block by block: for the statistics, and to write. The second walk finds most of
   its values in cache.
 - The pixels of a large one are cut into parts. A program for each frame would leave most of a GPU idle: the last level
@@ -335,6 +335,8 @@ def forward(
 ) -> None:
     """Writes `out`, shape of x; all contiguous and of one type; see `reference.group_norm_silu`."""
     checks.group_norm(x, weight, bias, groups)
+    if x.numel() == 0:
+        return
     batch, length, pixels, channels = x.shape
     tile, part = tile_of(pixels, channels, groups), part_of(pixels)
     if tile:

@@ -21,7 +21,7 @@ from nuwaxl.kernels.frames import part_of
 
 def build(out: Path, cache: Path, seed: int = 0) -> dict:
     """Every kernel at one small width. `seed` is of the order in which Python's sets are walked."""
-    options = ("--sm", "80,90", "--dtypes", "float16", "--widths", "64", "--heads", "2")
+    options = ("--sm", "80,90", "--dtypes", "float16", "--widths", "64", "--heads", "2", "--pixels", "1000")
     return run_aot(out, cache, *options, seed=seed)
 
 
@@ -51,8 +51,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 def test_every_kernel_is_there_for_every_architecture(built: tuple[Path, dict]) -> None:
     _, manifest = built
-    expected = {request.name for request in requests([torch.float16], [64], heads=2)}
+    expected = {request.name for request in requests([torch.float16], [64], heads=2, pixels=[1000])}
     assert len(expected) == 9
+    assert "group_norm_silu_held-L16-c64-g32-e1e-05-p1024-float16" in expected
     for sm in (80, 90):
         assert {entry["name"] for entry in manifest["kernels"] if entry["sm"] == sm} == expected
 

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,36 @@ def test_a_build_reports_how_far_it_is_and_ends_when_it_is_told_to() -> None:
     assert seen[-1] > 0.5
     with pytest.raises(BuildError, match=r"(?i)cancel"):
         build(request("text"), lambda phase, fraction: False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "onnx_type"), [("float16", TensorProto.FLOAT16), ("bfloat16", TensorProto.BFLOAT16)]
+)
+def test_an_attention_whose_heads_are_widened_for_onnx_runtime_is_built(
+    tmp_path: Path, precision: str, onnx_type: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    from nuwaxl.export import attention, write
+
+    class Attention(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, query: Any, key: Any, value: Any) -> Any:
+            return attention.attention(query, key, value, 8)
+
+    random, dtype = torch.Generator().manual_seed(0), getattr(torch, precision)
+    inputs = {
+        name: torch.randn(2, n, 1280, generator=random).to(dtype)
+        for name, n in (("query", 64), ("key", 77), ("value", 77))
+    }
+    model = write.to_onnx(Attention(), inputs, ["mixed"], for_gpus=True)
+    assert {"Pad", "Attention", "Slice"} <= {node.op_type for node in model.graph.node}
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx_type
+    path = tmp_path / "attention.onnx"
+    onnx.save(model, path)
+    shapes = {"query": ("batch", 64, 1280), "key": ("batch", 77, 1280), "value": ("batch", 77, 1280)}
+    specs = tuple(TensorSpec(name, shape, precision) for name, shape in shapes.items())
+    mixed = (TensorSpec("mixed", ("batch", 64, 1280), precision),)
+    asked = Request(path, "tensorrt-rtx", (89,), (1, 2), (), specs, mixed)
+    assert build(asked, lambda phase, fraction: True).nbytes > 1000
 
 
 def test_an_attention_that_no_kernel_fits_is_built_of_its_parts(tmp_path: Path) -> None:
