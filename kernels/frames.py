@@ -15,8 +15,7 @@ def tile_of(pixels: int, channels: int, groups: int) -> int:
     is too large, or where whole groups leave too many lanes of a tile without work."""
     if channels == 0:
         return 0
-    width = channels // groups
-    used = width * min(max(1, LANES // width), groups)
+    used = channels // groups * groups_together(channels, groups, LANES)
     lanes = power_of_two(used)
     tile = power_of_two(pixels)
     return tile if full(used) and lanes <= _MOST_LANES and pixels <= LARGE and tile * lanes <= _HELD else 0
@@ -25,6 +24,11 @@ def tile_of(pixels: int, channels: int, groups: int) -> int:
 def part_of(pixels: int) -> int:
     """Pixels of a part of a frame of `pixels` that is not held, a power of two; 0 where the frame is not cut."""
     return max(_PART, power_of_two(pixels) // _PARTS) if pixels >= LARGE else 0
+
+
+def groups_together(channels: int, groups: int, widest: int) -> int:
+    """That one program takes: as many as there are in `widest` channels, at least one."""
+    return min(max(1, widest // (channels // groups)), groups)
 
 
 def full(used: int) -> bool:

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nuwaxl.kernels import checks
-from nuwaxl.kernels.frames import LANES, full, part_of, power_of_two, tile_of
+from nuwaxl.kernels.frames import LANES, full, groups_together, part_of, power_of_two, tile_of
 from nuwaxl.kernels.triton.launch import Grid, Specialisation, kernel, launch
 
 CHANNELS_A_PROGRAM = 128
@@ -106,6 +106,15 @@ def of_group(value, member):
 
 
 @triton.jit
+def normed(values, mean, scale, shift, SILU: tl.constexpr):
+    """Of values (pixels, channels), by what each channel has."""
+    y = (values.to(tl.float32) - mean[None, :]) * scale[None, :] + shift[None, :]
+    if SILU:
+        y = y / (1.0 + tl.exp(-y))
+    return y
+
+
+@triton.jit
 def write_normed(
     x,
     weight,
@@ -129,10 +138,8 @@ def write_normed(
     for start in range(first, last, BLOCK_P):
         inside = (start + p < last)[:, None] & used[None, :]
         place = (start + p)[:, None] * CHANNELS + channel[None, :]
-        block = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        y = (block - mean[None, :]) * scale[None, :] + shift[None, :]
-        if SILU:
-            y = y / (1.0 + tl.exp(-y))
+        block = tl.load(x + place, mask=inside, other=0.0)
+        y = normed(block, mean, scale, shift, SILU)
         tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -193,9 +200,7 @@ def group_norm_held(
     deviations = tl.sum(offset * offset, axis=0)
     mean, variance = group_statistics(count, mean, deviations, lane, used, GROUP_CHANNELS, BLOCK_G)
     scale /= tl.sqrt(variance + EPS)
-    y = (tile.to(tl.float32) - mean[None, :]) * scale[None, :] + shift[None, :]
-    if SILU:
-        y = y / (1.0 + tl.exp(-y))
+    y = normed(tile, mean, scale, shift, SILU)
     tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -274,9 +279,9 @@ def norm_of_parts(
 
 def specialise(length: int, channels: int, groups: int, eps: float, *, silu: bool = True) -> Specialisation:
     """The kernel that walks frames, for one width; `length` only counts the frames of a segment in the grid."""
-    narrow = share(channels, groups, _NARROW)
-    fits = full(narrow["BLOCK_GROUPS"] * narrow["GROUP_CHANNELS"]) and narrow["BLOCK_C"] <= _NARROW
-    shares = {**narrow, "BLOCK_P": _BLOCK_P_OF_NARROW} if fits else share(channels, groups)
+    used = channels // groups * groups_together(channels, groups, _NARROW)
+    fits = full(used) and used <= _NARROW
+    shares = {**share(channels, groups, _NARROW), "BLOCK_P": _BLOCK_P_OF_NARROW} if fits else share(channels, groups)
     return Specialisation(
         kernel=group_norm_silu,
         constants={**shares, "EPS": eps, "SILU": silu},
@@ -300,8 +305,7 @@ def specialise_held(
 
 def share(channels: int, groups: int, widest: int = CHANNELS_A_PROGRAM) -> dict[str, int]:
     """How a frame's channels are cut into programs of at most `widest`, as constants of the kernels."""
-    width = channels // groups
-    bundle = min(max(1, widest // width), groups)
+    width, bundle = channels // groups, groups_together(channels, groups, widest)
     return {
         "CHANNELS": channels,
         "GROUP_CHANNELS": width,
@@ -339,12 +343,12 @@ def forward(
         return
     batch, length, pixels, channels = x.shape
     tile, part = tile_of(pixels, channels, groups), part_of(pixels)
-    if tile:
-        held = specialise_held(length, channels, tile, groups, eps, silu=silu)
-        launch(held, batch, pixels, (x, weight, bias, pixels, out))
-        return
-    if part == 0:
-        launch(specialise(length, channels, groups, eps, silu=silu), batch, pixels, (x, weight, bias, pixels, out))
+    if tile or not part:
+        if tile:
+            whole = specialise_held(length, channels, tile, groups, eps, silu=silu)
+        else:
+            whole = specialise(length, channels, groups, eps, silu=silu)
+        launch(whole, batch, pixels, (x, weight, bias, pixels, out))
         return
     of_parts, norm = specialise_parts(length, channels, part, groups, eps, silu=silu)
     parts = -(-pixels // part)
