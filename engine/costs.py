@@ -15,15 +15,18 @@ import numpy as np
 from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Network
-from nuwaxl.engine.runners.base import Padded, Runner, Segments
+from nuwaxl.engine.probe import Probe
+from nuwaxl.engine.runners.base import Padded, Runner, goes_on
+from nuwaxl.engine.samples import random_latents
 from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
 from nuwaxl.files import keep_file
 
 # A larger batch is measured only while the last one made a segment cheaper by so much.
 _GAIN = 0.02
 _REPEATS = 3
-_TABLE = 2  # how costs are measured: those that another release kept are measured again
+_TABLE = 3  # how costs are measured: those that another release kept are measured again
 _LONG_S = 10.0  # what takes longer is timed once after it was warmed up
+_LOAD_S = 0.1  # a device that works by itself is timed for so long, after it was at work for as long
 
 
 def device_costs(
@@ -96,7 +99,7 @@ def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[]
         smaller, larger = larger, min(2 * larger, max_batch)
     if isinstance(runner, Padded):
         step_s = _of_every_size(runner, step_s, lambda size: _steps_s(runner, network, [size], check)[size])
-    latents = np.zeros(_latents(network, 1), dtype=np.float32)
+    latents = random_latents(network, 1, np.random.default_rng(0))
     decode_s: list[float] = []
     while len(decode_s) < _REPEATS and (len(decode_s) < 2 or decode_s[-1] < _LONG_S):
         check()
@@ -138,31 +141,33 @@ def _steps_s(runner: Runner, network: Network, sizes: Sequence[int], check: Call
     taken_s: dict[int, list[float]] = {size: [] for size in sizes}
     for repeat in range(1 + _REPEATS):
         for size in sizes:
-            check()
-            taken_s[size].append(_step_s(runner, network, size))
+            taken_s[size].append(_step_s(runner, network, size, check, warm=repeat > 0))
         if repeat > 0 and sum(seconds[-1] for seconds in taken_s.values()) > _LONG_S:
             break
     return {size: min(seconds[1:]) for size, seconds in taken_s.items()}
 
 
-def _step_s(runner: Runner, network: Network, size: int) -> float:
-    """Seconds of the first step of so many segments. A runner has one batch under way, so each is started anew."""
-    x = np.zeros(_latents(network, size), dtype=np.float32)
-    prompt = np.zeros((size, network.length, network.prompt_tokens, network.prompt_dim), dtype=np.float32)
-    denoising = runner.start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
-    timestep, ones = np.zeros(size, dtype=np.int64), np.ones(size, dtype=np.float32)
-    coefficients = np.zeros((size, 6), dtype=np.float32)
+def _step_s(runner: Runner, network: Network, size: int, check: Callable[[], None], warm: bool) -> float:
+    """Seconds of a step of so many segments.
 
-    def step() -> None:
-        denoising.step(timestep, coefficients, ones, None)
-        denoising.latents([0])  # a GPU is still at it when `step` returns
+    Of a device that works by itself, once it is warm, it is the mean of some that follow one another: a GPU that just
+    begins has its highest clock rate, which it does not keep in a render.
+    """
+    check()
+    probe = Probe(runner, network, size)
 
-    denoising.latents([0])  # nor has it done yet what `start` asked
-    return _timed(step)
+    def steps(count: int) -> None:
+        for _ in range(count):
+            check()
+            probe.step()
+        probe.wait()
 
-
-def _latents(network: Network, batch: int) -> tuple[int, ...]:
-    return (batch, network.length, network.latent_channels, network.latent_height, network.latent_width)
+    first_s = _timed(lambda: steps(1))
+    if not warm or not goes_on(runner):
+        return first_s
+    count = max(1, round(_LOAD_S / first_s))
+    steps(count)
+    return _timed(lambda: steps(count)) / count
 
 
 def _timed(call: Callable[[], object]) -> float:

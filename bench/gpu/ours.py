@@ -14,8 +14,8 @@ from nuwaxl.bench.gpu.profile import write_profile
 from nuwaxl.bench.measure import run
 from nuwaxl.engine import CostModel, Engine, Plan, RenderStats
 from nuwaxl.engine.devices import GPU_KINDS, Worker
+from nuwaxl.engine.probe import Probe
 from nuwaxl.engine.request import AUTOREGRESSIVE_OVERLAP
-from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.windows import decode_windows
 
 _SPARE_S = 20.0  # kept for writing and for leaving
@@ -125,7 +125,8 @@ def _profile(engine: Engine, work: Workload, batch: int, folder: Path, devices: 
     name = f"profile-{devices.replace(':', '-').replace('/', '-')}-{work.pixels}.md"
     title = f"one step of {batch} segments at {work.pixels} px on {devices}"
     try:
-        write_profile(_stepping(engine, batch), folder / name, title, gpu)
+        probe = Probe(engine._runners[0], engine.bundle.manifest.network, batch)
+        write_profile(probe.step, folder / name, title, gpu)
     except Exception as error:  # a machine may refuse its counters, and each runtime has its errors; the times stand
         return {"profile": f"none: {error}"}
     return {"profile": name}
@@ -137,19 +138,3 @@ def _gpu(worker: Worker) -> int | None:
         device = worker.plugin.partition(":")[2].partition("/")[0]
         return torch.device(device).index or 0 if device.startswith("cuda") else None
     return worker.index if worker.kind in GPU_KINDS else None
-
-
-def _stepping(engine: Engine, batch: int) -> Callable[[], None]:
-    """A call queues a step of a batch of segments."""
-    import numpy as np
-
-    n = engine.bundle.manifest.network
-    x = np.zeros((batch, n.length, n.latent_channels, n.latent_height, n.latent_width), np.float32)
-    prompt = np.zeros((batch, n.length, n.prompt_tokens, n.prompt_dim), np.float32)
-    denoising = engine._runners[0].start(Segments(x, prompt, prompt[:, 0], x, x[:, :, :1]))
-    timestep, ones = np.zeros(batch, np.int64), np.ones(batch, np.float32)
-
-    def step() -> None:
-        denoising.step(timestep, np.zeros((batch, 6), np.float32), ones, None)
-
-    return step

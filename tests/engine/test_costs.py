@@ -135,6 +135,42 @@ def test_what_else_the_machine_does_meanwhile_does_not_change_the_batches(
     assert measure(runner, Bundle.open(tiny_bundle).manifest.network, max_batch=6).best_batch(6) == best
 
 
+class Queued(Timed):
+    """A device that works by itself, and slows down by a tenth once it was at work for 50 ms on end."""
+
+    later = True
+    began = 0.0
+    seen: list[Any]
+
+    def start(self, segments: Any) -> Any:
+        self.clock += 1.0  # in which it cools down
+        self.began = self.clock
+        return super().start(segments)
+
+    def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.pace = 1.1 if self.clock - self.began > 0.05 else 1.0
+        self.seen.append(inputs["x"])
+        return super().step(inputs)
+
+    def begin_decode(self, latents: Any) -> Any:
+        video = self.decode(latents)
+        return lambda: video
+
+
+def test_a_device_that_works_by_itself_is_timed_at_work_and_on_noise(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    runner = Queued(bundle, parse_devices("cpu:1")[0])
+    runner.extra_s, runner.seen = 0.03, []
+    monkeypatch.setattr("nuwaxl.engine.costs.perf_counter", lambda: runner.clock)
+    cost = measure(runner, bundle.manifest.network, max_batch=4)
+    assert cost.steps_s == pytest.approx([0.044, 0.077, 0.143])
+    for x in runner.seen:
+        assert 0.8 < np.std(x) < 1.2
+        assert len({row.tobytes() for row in x}) == len(x)
+
+
 def test_costs_are_kept_and_a_damaged_file_is_measured_again(cache: Path, runner: Timed, tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
 
