@@ -26,7 +26,7 @@ _GAIN = 0.02
 _REPEATS = 3
 _TABLE = 3  # how costs are measured: those that another release kept are measured again
 _LONG_S = 10.0  # what takes longer is timed once after it was warmed up
-_LOAD_S = 0.1  # a device that works by itself is timed for so long, after it was at work for as long
+_LOAD_S = 0.2  # a device that works by itself is timed for so long, after it was at work for as long
 
 
 def device_costs(

@@ -18,7 +18,7 @@ from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.runners.arrivals import Arrivals
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Device, Stream
-from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, bucket, copy_rows
+from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, bucket, copy_rows, room
 from nuwaxl.engine.runners.staging import Stages, Staging
 from nuwaxl.errors import DeviceLost
 
@@ -222,7 +222,7 @@ class StepSlots:
         """Make room for at least so many segments; what is there stays."""
         if rows <= self.rows:
             return
-        larger = Tensors(self._runner.device, (*self._inputs, *self._outputs), bucket(rows))
+        larger = Tensors(self._runner.device, (*self._inputs, *self._outputs), room(rows))
         old = self.tensors
         if old is not None:
             for name, tensor in old.all().items():

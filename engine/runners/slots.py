@@ -16,7 +16,16 @@ from nuwaxl.engine.runners.stored import stored
 
 
 def bucket(count: int) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that holds `count` segments: at most a third is padding."""
+    """The smallest of 1, 2, ..., 8, 10, 12, 14, 16, 20, ... that holds `count` segments; padding is below a fifth."""
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    return -(-count // step) * step
+
+
+def room(count: int) -> int:
+    """Rows of memory for `count` segments, a size of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
+
+    Larger steps than those of buckets, since what was captured of the old addresses is lost with each.
+    """
     size = 1 << (count - 1).bit_length()
     return size // 4 * 3 if size >= 4 and count <= size // 4 * 3 else size
 

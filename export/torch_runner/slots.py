@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nuwaxl.engine.runners.slots import bucket
+from nuwaxl.engine.runners.slots import bucket, room
 from nuwaxl.export.torch_runner.device import TorchDevice
 from nuwaxl.export.torch_runner.graphs import captured
 
@@ -96,9 +96,9 @@ class Slots:
     def _grow(self, new: Sequence[Tensor], count: int) -> None:
         """Room for `count` rows; graphs of the old addresses are dropped."""
         capacity = self._tensors[0].shape[0] if self._tensors else 0
-        rows = bucket(count)
-        if rows <= capacity:
+        if count <= capacity:
             return
+        rows = room(count)
         if self._device.on_cuda:
             free, _ = torch.cuda.mem_get_info(self._device.device)
             a_row = sum(tensor[:1].nbytes for tensor in new)

@@ -23,7 +23,7 @@ from nuwaxl.engine.runners.base import Denoising, Runner, Segments
 from nuwaxl.engine.runners.bound import BoundRunner, element_type
 from nuwaxl.engine.runners.device.host import HostDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.engine.runners.slots import Rows, bucket, row_bytes
+from nuwaxl.engine.runners.slots import Rows, bucket, room, row_bytes
 from nuwaxl.errors import DeviceLost, RenderError
 
 from .bound import KINDS, LateSession, on_fake, on_host
@@ -201,18 +201,23 @@ def test_runs_are_padded_to_buckets_each_with_a_number_of_its_own(bundle: Bundle
         batch.step(np.zeros(count, int), np.ones((count, 6), np.float32), np.ones(count, np.float32), None)
         return session.ran[-1]
 
-    six = step(5, denoising)
-    assert six[0] == 6
+    five = step(5, denoising)
+    assert five[0] == 5
     denoising.keep([4, 0])
     two = step(2, denoising)
     assert two[0] == 2
     denoising.join(segments(random, 3))
-    assert step(5, denoising) == six  # the same addresses and shape: the graph that was captured is replayed
-    denoising.join(segments(random, 3))
-    eight = step(8, denoising)
-    assert eight[0] == 8
+    assert step(5, denoising) == five  # the same addresses and shape: the graph that was captured is replayed
+    denoising.join(segments(random, 1))
+    six = step(6, denoising)
     denoising.keep([0, 1])
-    assert step(2, denoising)[1] not in (six[1], two[1], eight[1])  # the memory grew: another address, another graph
+    assert step(2, denoising) == two  # there was room for six
+    denoising.join(segments(random, 7))
+    ten = step(9, denoising)
+    assert ten[0] == 10
+    denoising.keep([0, 1])
+    # The memory grew: another address, another graph.
+    assert step(2, denoising)[1] not in (five[1], two[1], six[1], ten[1])
     del denoising
     gc.collect()
     again = runner.start(segments(random, 2))
@@ -328,11 +333,14 @@ def test_types_that_numpy_lacks_are_bound_by_their_number() -> None:
     np.testing.assert_array_equal(memory["y"].array((2, 3), np.uint16), bits)
 
 
-@pytest.mark.parametrize(
-    ("count", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 24), (25, 32)]
-)
-def test_a_bucket_holds_the_batch_with_at_most_a_third_of_padding(count: int, size: int) -> None:
-    assert bucket(count) == size
+def test_a_bucket_holds_the_batch_with_less_than_a_fifth_of_padding() -> None:
+    buckets = [bucket(count) for count in range(1, 65)]
+    assert sorted(set(buckets)) == [*range(1, 8), *range(8, 16, 2), *range(16, 32, 4), *range(32, 65, 8)]
+    for count, size in enumerate(buckets, start=1):
+        assert size >= count
+        assert 5 * (size - count) < size
+        assert bucket(size) == size
+        assert size <= room(count) <= count * 3 // 2
 
 
 def test_rows_stay_below_the_bucket_and_only_those_beyond_it_move() -> None:
