@@ -171,11 +171,20 @@ class Scheduler:
     def __init__(self, *, policy: str, devices: list[CostModel], max_batch: int) -> None:
         """Schedule on the devices 0 to len(devices) - 1, each up to its cost model's best_batch(max_batch) segments."""
 
-    def add(self, plan: Plan, *, steps: int, decode_windows: list[tuple[int, int]] = [], decode_ahead: int = 1) -> int:
+    def add(
+        self,
+        plan: Plan,
+        *,
+        steps: int,
+        decode_windows: list[tuple[int, int]] = [],
+        decode_ahead: int = 1,
+        finished: list[int] = [],
+    ) -> int:
         """Add a video of `steps` denoising steps a segment; its job number, from 0. Waiting devices wake.
 
         decode_windows: (first, last) frame that each window reads, both included, in order, within the plan's
         frames. decode_ahead: the most windows that may be decoded or being decoded beyond the number consumed.
+        finished: segments whose frames are there already, in rising order, each after its parent; nobody gets them.
         """
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -11,7 +12,8 @@ from nuwaxl.cli import Parser, non_negative_float, positive_int, run, say, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
 from nuwaxl.engine.devices import DEVICES_HELP
 from nuwaxl.engine.engine import Engine
-from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs, summary
+from nuwaxl.engine.jobs import Outcome, journal_of, read_jobs, render_jobs, summary
+from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES
@@ -41,7 +43,10 @@ jobs file is one video:
   {"story": "a.toml", "frames": 512, "out": "a.mp4", "seed": 1, "steps": 10, "guidance": 2.0}
 
 seed, steps and guidance are optional; story is relative to the jobs file, out lies below --out-dir. A job that fails
-leaves the others alone; summary.json in --out-dir says how each fared."""
+leaves the others alone; summary.json in --out-dir says how each fared.
+
+What is finished of a video lies in a journal beside it, OUT.journal, until it is complete. When a render ends early,
+whatever ends it, the same command goes on from there, on any devices; with --jobs, videos that are complete stay."""
 
 _EPILOG = """\
 exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, 130 interrupted"""
@@ -111,6 +116,9 @@ def _parser() -> Parser:
     parser.add_argument("--jobs", metavar="FILE", help="render many stories together: a .jsonl file, a job a line")
     parser.add_argument("--out-dir", metavar="DIR", help="with --jobs: the folder of the videos and of summary.json")
     add_render_arguments(parser)
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew: remove the journal, and render complete videos again"
+    )
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to be guided away from")
     return parser
 
@@ -118,7 +126,13 @@ def _parser() -> Parser:
 def _render(arguments: argparse.Namespace) -> None:
     story = Story.load(arguments.story)
     out = check_output(arguments.out)
+    journal = journal_of(out)
+    if arguments.fresh:
+        discard_journal(journal)
+    if journal.exists():
+        print(f"going on with what is finished in {journal}", file=sys.stderr)
     with (
+        _kept(journal.exists, journal),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
@@ -133,6 +147,7 @@ def _render(arguments: argparse.Namespace) -> None:
             max_batch=arguments.max_batch,
             negative_prompt=arguments.negative_prompt,
             depth=arguments.depth,
+            journal=journal,
             progress=bars,
         )
         video.save(out)
@@ -151,21 +166,42 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         ) from error
     started = perf_counter()
     with (
+        _kept(lambda: any(out_dir.rglob("*.mp4.journal")), out_dir),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
         outcomes = render_jobs(
-            engine, jobs, policy=arguments.policy, max_batch=arguments.max_batch, progress=bars, on_end=_print_outcome
+            engine,
+            jobs,
+            policy=arguments.policy,
+            max_batch=arguments.max_batch,
+            progress=bars,
+            on_end=_print_outcome,
+            fresh=arguments.fresh,
         )
     document = summary(Path(arguments.jobs), outcomes, perf_counter() - started, engine.bundle.sha256)
     try:
         (out_dir / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise RenderError(f"writing {out_dir / 'summary.json'} failed: {error}; make room or free the name") from error
-    done, failed = document["done"], document["failed"]
-    say(f"{out_dir}: {done} videos, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
+    done, there, failed = document["done"], document["there"], document["failed"]
+    videos = f"{done} videos" + (f" ({there} of them there before)" if there else "")
+    say(f"{out_dir}: {videos}, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
     if failed:
         raise RenderError(f"{failed} of {len(jobs)} jobs failed; {out_dir / 'summary.json'} says why")
+
+
+@contextmanager
+def _kept(anything: Callable[[], bool], place: Path) -> Iterator[None]:
+    """Say what a render that ends early leaves."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException:
+        if anything():
+            print(f"what is finished is in {place}: the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
 from nuwaxl.engine.render import Device, Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
+from nuwaxl.engine.resumption import check, content
 from nuwaxl.engine.runners.base import Runner
 from nuwaxl.engine.runners.opening import open_local
 from nuwaxl.engine.stats import ProgressCallback
@@ -96,6 +97,7 @@ class Engine:
         negative_prompt: str = "",
         depth: int | None = None,
         method: Method = "tree",
+        journal: str | os.PathLike[str] | None = None,
         progress: ProgressCallback | None = None,
     ) -> Video:
         """A video of the story. Arguments are checked now; the work is done when it is iterated or saved.
@@ -118,14 +120,18 @@ class Engine:
             depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
             method: "tree" is Diffusion over Diffusion; "autoregressive" the baseline it is compared with, a window
                 after another, each given the last frame of the one before.
+            journal: a file that keeps what is finished until the video is complete. A render that has one, and was
+                ended by anything at all, goes on from there when the same is asked for again, on whatever devices.
             progress: called with Progress in the thread that iterates; what it raises ends the render, and is raised
                 by the iteration.
 
         Raises:
-            InputError: an argument of the wrong kind or out of its range, or more frames than the tree spans.
+            InputError: an argument of the wrong kind or out of its range, more frames than the tree spans, or a
+                journal of another render.
         """
-        task = Task(story, frames, seed, steps, guidance, sampler, negative_prompt, depth, method)
+        task = Task(story, frames, seed, steps, guidance, sampler, negative_prompt, depth, method, journal)
         request, schedule = self.resolve(task), resolve_schedule(policy, max_batch)
+        check(self.bundle.manifest, story, request)
         return Video(
             lambda attempt: self._begin(attempt, [(task, request)], schedule, progress),
             request=request,
@@ -134,6 +140,7 @@ class Engine:
             height=self.bundle.manifest.network.height,
             width=self.bundle.manifest.network.width,
             fps=story.fps,
+            content=content(self.bundle.manifest, story, request),
         )
 
     def render_many(
@@ -160,7 +167,9 @@ class Engine:
         resolved = []
         for number, task in enumerate(tasks):
             try:
-                resolved.append((task, self.resolve(task)))
+                request = self.resolve(task)
+                check(self.bundle.manifest, task.story, request)
+                resolved.append((task, request))
             except InputError as error:
                 raise InputError(
                     expected=f"in task {number}, {error.expected}", found=error.found, fix=error.fix
@@ -171,6 +180,7 @@ class Engine:
             resolved,
             height=self.bundle.manifest.network.height,
             width=self.bundle.manifest.network.width,
+            contents=[content(self.bundle.manifest, task.story, request) for task, request in resolved],
         )
 
     def resolve(self, task: Task) -> Request:
@@ -228,8 +238,7 @@ class Engine:
                     self.workers, self._runners, self._known_costs(schedule.max_batch, check), strict=True
                 )
             ]
-            network = self.bundle.manifest.network
-            render = Render(network, self._tokenizer, devices, tasks, schedule, progress, keep_records)
+            render = Render(self.bundle.manifest, self._tokenizer, devices, tasks, schedule, progress, keep_records)
             self._render = render
         try:
             yield render

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nuwaxl.engine._core import normal_noise
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.frames import FrameStore, Latents
+from nuwaxl.engine.journal import Journal
 from nuwaxl.engine.request import Request
 from nuwaxl.engine.runners.base import Float32, Runner, Segments, UInt8, goes_on
 from nuwaxl.engine.story import Story
@@ -35,7 +36,19 @@ class Job:
     encoded by the worker that takes the first segment, before anybody else needs them.
     """
 
-    def __init__(self, network: Network, tokenizer: PromptTokenizer, story: Story, request: Request) -> None:
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: PromptTokenizer,
+        story: Story,
+        request: Request,
+        journal: Journal | None = None,
+    ) -> None:
+        """What is in `journal` is taken from there, and every segment that is finished is added.
+
+        Attributes:
+            finished: segments that were in the journal, in rising order.
+        """
         self.request = request
         self.windows = decode_windows(request.frames, network.length, network.decode_overlap)
         self._tokenizer = tokenizer
@@ -44,6 +57,18 @@ class Job:
         self._embeddings: dict[str, Float32] = {}
         self._negative: Float32 | None = None
         self._encoding = threading.Lock()
+        self._journal = journal
+        self.finished: list[int] = []
+        if journal is not None:
+            for segment, latents in journal.read(request.plan):
+                self._store.put(segment, latents)
+                self.finished.append(segment)
+            self.finished.sort()
+
+    def close(self) -> None:
+        """Let others have the journal."""
+        if self._journal is not None:
+            self._journal.close()
 
     def encode_text(self, runner: Runner, check: Callable[[], None]) -> bool:
         """Encode every different prompt once, and the negative prompt; False if that was done before.
@@ -98,6 +123,8 @@ class Job:
                 f"lower the guidance ({self.request.guidance:g}) or take more steps ({self.request.steps})"
             )
         self._store.put(segment, latents)
+        if self._journal is not None:
+            self._journal.add(segment, latents)
 
     def decode(self, number: int, runner: Runner) -> Callable[[], Clip]:
         """Decode a window, or begin to where the runner can go on meanwhile: a call waits for the clip.

@@ -8,8 +8,10 @@ from typing import Any
 
 from nuwaxl.engine.checks import read_text, shown
 from nuwaxl.engine.engine import Engine
-from nuwaxl.engine.mp4 import check_output
-from nuwaxl.engine.request import Policy, Task
+from nuwaxl.engine.journal import discard_journal
+from nuwaxl.engine.mp4 import check_output, comment_of
+from nuwaxl.engine.request import Policy, Request, Task
+from nuwaxl.engine.resumption import check, content
 from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
@@ -39,8 +41,9 @@ class Outcome:
     line: int
     out: str | None
     frames: int | None
-    wall_s: float | None
+    wall_s: float | None  # None for a video that an earlier run had completed
     error: str | None
+    there: bool = False  # whether one had
 
 
 def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
@@ -74,11 +77,16 @@ def render_jobs(
     max_batch: int | None = None,
     progress: ProgressCallback | None = None,
     on_end: Callable[[Outcome], None] | None = None,
+    fresh: bool = False,
 ) -> list[Outcome]:
     """Render the jobs together; each that cannot be rendered fails alone.
 
+    What an earlier run had finished is not rendered again: neither videos that say they are of the same, nor what is in
+    the journals beside them.
+
     Args:
         on_end: called with every outcome as soon as it is known.
+        fresh: render everything anew.
     """
     outcomes: dict[int, Outcome] = {}
 
@@ -96,9 +104,14 @@ def render_jobs(
     good: list[tuple[JobLine, Path, Task]] = []
     for job in jobs:
         try:
-            good.append((job, *_checked(engine, job)))
+            path, task, request = _checked(engine, job, fresh)
         except InputError as error:
             end(job, None, error)
+            continue
+        if not fresh and comment_of(path) == content(engine.bundle.manifest, task.story, request):
+            outcomes[job.number] = Outcome(job.number, job.out, request.frames, None, None, there=True)
+        else:
+            good.append((job, path, task))
     if good:
         videos = engine.render_many(
             [task for _, _, task in good], policy=policy, max_batch=max_batch, progress=progress
@@ -108,13 +121,14 @@ def render_jobs(
 
 
 def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha256: str) -> dict[str, Any]:
-    """The document that says how all jobs fared."""
+    """The document that says how all jobs fared; its frames are those of this run."""
     done = [outcome for outcome in outcomes if outcome.error is None]
-    frames = sum(outcome.frames or 0 for outcome in done)
+    frames = sum(outcome.frames or 0 for outcome in done if not outcome.there)
     return {
         "schema": SCHEMA,
         "jobs": str(jobs_file),
         "done": len(done),
+        "there": sum(outcome.there for outcome in done),
         "failed": len(outcomes) - len(done),
         "frames": frames,
         "wall_s": round(wall_s, 6),
@@ -141,7 +155,7 @@ def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path], f
         outs.add(path)
         folders.update(path.parents)
         options = {key: table[key] for key in _KEYS - {"story", "out"} if key in table}
-        return JobLine(number, out, path, Task(story, **options), None)
+        return JobLine(number, out, path, Task(story, **options, journal=journal_of(path)), None)
     except InputError as error:
         located = InputError(expected=f"on line {number}, {error.expected}", found=error.found, fix=error.fix)
         return JobLine(number, out if isinstance(out, str) else None, path, None, located)
@@ -177,17 +191,26 @@ def _below(folder: Path, name: str) -> Path:
     return real
 
 
-def _checked(engine: Engine, job: JobLine) -> tuple[Path, Task]:
+def journal_of(video: Path) -> Path:
+    """Where the journal of a video is that the command-line tool renders."""
+    return video.with_name(f"{video.name}.journal")
+
+
+def _checked(engine: Engine, job: JobLine, fresh: bool) -> tuple[Path, Task, Request]:
     """Where a job's video goes, and what it is; raises what is wrong with it."""
     if job.error is not None:
         raise job.error
     assert job.path is not None
     assert job.task is not None
-    engine.resolve(job.task)
+    request = engine.resolve(job.task)
     try:
         job.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             expected=f"a folder {job.path.parent} that can be made", found=str(error), fix="give another name"
         ) from error
-    return check_output(job.path), job.task
+    path = check_output(job.path)
+    if fresh:
+        discard_journal(journal_of(path))
+    check(engine.bundle.manifest, job.task.story, request)
+    return path, job.task, request

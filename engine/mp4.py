@@ -50,13 +50,14 @@ class Mp4Writer:
         path: the file to write; one that exists is replaced at the end.
         width, height: size of the frames; both even, as 4:2:0 asks.
         fps: frames a second.
+        comment: what is written beside them, for `comment_of`.
 
     Raises:
         InputError: on entering, if the path cannot be written or the size is odd.
         RenderError: on entering and while writing, if the file system or the encoder fails.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, width: int, height: int, fps: float, comment: str = "") -> None:
         self._av = _load_av()
         self._path = link_target(check_output(path))
         if width % 2 or height % 2:
@@ -67,6 +68,7 @@ class Mp4Writer:
             )
         self._size = (width, height)
         self._rate = Fraction(fps).limit_denominator(1001)
+        self._comment = comment
 
     def __enter__(self) -> "Mp4Writer":
         return self.open()
@@ -76,6 +78,7 @@ class Mp4Writer:
         self._part = _unfinished(self._path)
         try:
             self._container = self._av.open(str(self._part), "w", format="mp4")
+            self._container.metadata["comment"] = self._comment
             self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": _CRF})
             self._stream.width, self._stream.height = self._size
             self._stream.pix_fmt = "yuv420p"
@@ -125,6 +128,17 @@ class Mp4Writer:
 
     def _failed(self, error: Exception) -> RenderError:
         return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")
+
+
+def comment_of(path: Path) -> str | None:
+    """What a writer was told to write beside the frames of a video; None where there is no such video."""
+    av = _load_av()
+    try:
+        with av.open(str(path)) as container:
+            comment: str | None = container.metadata.get("comment")
+            return comment
+    except (OSError, av.FFmpegError):
+        return None
 
 
 def _load_av() -> ModuleType:

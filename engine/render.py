@@ -4,21 +4,23 @@ import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 from nuwaxl.engine._core import CostModel, Scheduler
 from nuwaxl.engine.arriving import Arriving
 from nuwaxl.engine.batch import Batch, Item
-from nuwaxl.engine.bundle_schema import Network
+from nuwaxl.engine.bundle_schema import Manifest
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip, Job
 from nuwaxl.engine.process import HomeProcess, under_way
 from nuwaxl.engine.request import Request, Schedule, Task
+from nuwaxl.engine.resumption import open_journal
 from nuwaxl.engine.runners.base import Runner, goes_on
 from nuwaxl.engine.stats import BatchRecord, Phase, Progress, ProgressCallback, Recorder
 from nuwaxl.engine.stretches import Stretches
 from nuwaxl.engine.text import PromptTokenizer
-from nuwaxl.errors import DeviceLost, RenderCancelled, RenderError
+from nuwaxl.errors import DeviceLost, InputError, RenderCancelled, RenderError
 
 # Renders that a forked process inherited: the locks of their schedulers may be held by threads that it has not, so that
 # even freeing them would wait for ever.
@@ -55,7 +57,7 @@ class Render:
 
     def __init__(
         self,
-        network: Network,
+        manifest: Manifest,
         tokenizer: PromptTokenizer,
         devices: Sequence[Device],
         tasks: Sequence[tuple[Task, Request]],
@@ -65,7 +67,7 @@ class Render:
     ) -> None:
         """`keep_records`: whether somebody will ask for every batch and step."""
         self.recorder = Recorder(keep=keep_records)
-        self._network = network
+        self._manifest = manifest
         self._tokenizer = tokenizer
         self._devices = devices
         self._tasks = tasks
@@ -137,6 +139,8 @@ class Render:
             if self._process.here:
                 self._scheduler.stop()
                 self.join()
+                for rest in self._jobs.values():
+                    rest.close()
             else:
                 _INHERITED.append(self)
 
@@ -168,11 +172,12 @@ class Render:
         """Open jobs until enough are."""
         while self._admitted < len(self._tasks) and len(self._open) < self._most_open:
             task, request = self._tasks[self._admitted]
-            job = Job(self._network, self._tokenizer, task.story, request)
+            job, failure = self._begin(task, request)
             with self._lock:
-                self._check_cancelled()
                 self._jobs[self._admitted] = job
                 self._open[self._admitted] = self.recorder.now()
+                self._check_cancelled()
+                self._steps_done += len(job.finished) * request.steps
                 if self._devices_lost is not None:
                     self._failures[self._admitted] = self._devices_lost
                     self._news.append(self._admitted)
@@ -183,14 +188,25 @@ class Render:
                         steps=request.steps,
                         decode_windows=[window.needs for window in job.windows],
                         decode_ahead=2 * len(self._devices),
+                        finished=job.finished,
                     )
+                    if failure is not None:
+                        self.fail(self._admitted, failure)
             self._admitted += 1
         if self._admitted == len(self._tasks):
             self._scheduler.close()
 
+    def _begin(self, task: Task, request: Request) -> tuple[Job, RenderError | None]:
+        """A job, with what its journal has; without it where that cannot be used any more, and why."""
+        of = partial(Job, self._manifest.network, self._tokenizer, task.story, request)
+        try:
+            return of(open_journal(self._manifest, task.story, request)), None
+        except InputError as error:  # it was checked before; others may have changed it since
+            return of(), RenderError(str(error))
+
     def _end(self, job: int) -> Ended:
         with self._lock:
-            del self._jobs[job]
+            self._jobs.pop(job).close()
             for key in [key for key in self._clips if key[0] == job]:
                 del self._clips[key]
             error = self._failures.get(job)

@@ -1,14 +1,17 @@
 """One story's render, fully specified: every default filled in, every value checked, before any work starts."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from nuwaxl.engine._core import Plan
 from nuwaxl.engine.bundle_schema import SAMPLERS, Manifest, SamplerName
-from nuwaxl.engine.checks import encodable_text, finite_number, one_of, whole_number
+from nuwaxl.engine.checks import encodable_text, finite_number, one_of, shown, whole_number
 from nuwaxl.engine.samplers import SamplerTable, sampler_table
 from nuwaxl.engine.story import Story, check_seed
 from nuwaxl.errors import InputError
+from nuwaxl.files import is_file_name
 
 Policy = Literal["level", "eager", "latency"]
 POLICIES: tuple[Policy, ...] = ("level", "eager", "latency")
@@ -41,6 +44,7 @@ class Task:
     negative_prompt: str = ""
     depth: int | None = None
     method: Method = "tree"
+    journal: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Request:
     guidance: float
     sampler: SamplerName
     negative_prompt: str
+    journal: Path | None
 
 
 def resolve(manifest: Manifest, task: Task) -> Request:
@@ -113,7 +118,14 @@ def resolve(manifest: Manifest, task: Task) -> Request:
         guidance=guidance,
         sampler=sampler,
         negative_prompt=negative_prompt,
+        journal=None if task.journal is None else _journal(task.journal),
     )
+
+
+def _journal(name: Any) -> Path:
+    if not isinstance(name, (str, os.PathLike)) or not is_file_name(os.fspath(name)):
+        raise InputError(expected="a file name as journal", found=shown(name), fix="give another name")
+    return Path(name)
 
 
 def _plan(frames: int, length: int, depth: Any, method: Any) -> Plan:

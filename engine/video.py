@@ -9,6 +9,7 @@ from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Taken
 from nuwaxl.engine.job import Clip
+from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
 from nuwaxl.errors import RenderError
@@ -36,13 +37,18 @@ class Video:
         height: int,
         width: int,
         fps: float | None,
+        content: str,
     ) -> None:
-        """`begin` gives the one render of an iteration, and frees the engine afterwards."""
+        """`begin` gives the one render of an iteration, and frees the engine afterwards.
+
+        `content`: what is written into the file beside the frames.
+        """
         self._attempts = Attempts(begin)
         self._request = request
         self._schedule = schedule
         self._devices = devices
         self._stats: RenderStats | None = None
+        self._content = content
         self.frames = request.frames
         self.height = height
         self.width = width
@@ -57,13 +63,13 @@ class Video:
                 already.
             RenderCancelled: cancel() was called, or the engine closed.
         """
-        return self._clips(Attempt())
+        return self._whole(Attempt())
 
     def __aiter__(self) -> AsyncGenerator[Clip, None]:
         """As iterating, for `async for`: the event loop is free while a clip is awaited. Cancelling the task stops
         and joins the workers. Progress is reported in a thread of the loop's default executor."""
         attempt = Attempt()
-        return iterate(self._clips(attempt), attempt.cancel)
+        return iterate(self._whole(attempt), attempt.cancel)
 
     def save(self, path: str | os.PathLike[str], on_clip: Callable[[Clip], None] | None = None) -> None:
         """Render into an mp4 file, which appears under its name only when it is complete.
@@ -82,7 +88,7 @@ class Video:
 
         started = perf_counter()
         encode_s = 0.0
-        with Mp4Writer(path, width=self.width, height=self.height, fps=self.fps) as writer:
+        with Mp4Writer(path, width=self.width, height=self.height, fps=self.fps, comment=self._content) as writer:
             with closing(self._clips(Attempt())) as clips:
                 for clip in clips:
                     before = perf_counter()
@@ -92,6 +98,7 @@ class Video:
                         on_clip(clip)
             before = perf_counter()
         ended = perf_counter()
+        self._discard_journal()
         self._stats = self.stats.saved(wall_s=ended - started, encode_s=encode_s + ended - before)
 
     def cancel(self) -> None:
@@ -109,6 +116,14 @@ class Video:
         if self._stats is None:
             raise RenderError("expected a finished render; found none; iterate over the video or save it first")
         return self._stats
+
+    def _whole(self, attempt: Attempt) -> Generator[Clip, None, None]:
+        yield from self._clips(attempt)
+        self._discard_journal()
+
+    def _discard_journal(self) -> None:
+        if self._request.journal is not None:
+            discard_journal(self._request.journal)
 
     def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
         with self._attempts.render(attempt) as render:

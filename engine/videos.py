@@ -9,6 +9,7 @@ from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip
+from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Request, Task
 from nuwaxl.engine.video import DEFAULT_FPS
@@ -45,10 +46,15 @@ class Videos:
         *,
         height: int,
         width: int,
+        contents: Sequence[str],
     ) -> None:
-        """`begin` gives the one render of an iteration, and frees the engine afterwards."""
+        """`begin` gives the one render of an iteration, and frees the engine afterwards.
+
+        `contents`: what are written into the files beside the frames.
+        """
         self._attempts = Attempts(begin)
         self._tasks = tasks
+        self._contents = contents
         self.height = height
         self.width = width
         self._results: dict[int, VideoResult] = {}
@@ -104,11 +110,18 @@ class Videos:
                         if isinstance(event, Taken):
                             if number not in writers:
                                 fps = self._tasks[number][0].story.fps or DEFAULT_FPS
-                                writer = Mp4Writer(files[number], width=self.width, height=self.height, fps=fps)
+                                writer = Mp4Writer(
+                                    files[number],
+                                    width=self.width,
+                                    height=self.height,
+                                    fps=fps,
+                                    comment=self._contents[number],
+                                )
                                 writers[number] = writer.open()
                             writers[number].write(event.clip.frames)
                         elif event.error is None:
                             writers.pop(number).finish()
+                            self._discard_journal(number)
                     except (RenderError, InputError) as error:
                         # Its folder may have gone since the paths were checked.
                         failure = error if isinstance(error, RenderError) else RenderError(str(error))
@@ -145,6 +158,12 @@ class Videos:
             for _, event in events:
                 if isinstance(event, Taken):
                     yield event.job, event.clip
+                elif event.error is None:
+                    self._discard_journal(event.job)
+
+    def _discard_journal(self, number: int) -> None:
+        if (journal := self._tasks[number][1].journal) is not None:
+            discard_journal(journal)
 
     def _events(self, attempt: Attempt) -> Generator[tuple[Render, Taken | Ended], None, None]:
         with self._attempts.render(attempt) as render, closing(render.events()) as events:

@@ -43,10 +43,12 @@ void bind_scheduler(nb::module_& module) {
             nb::kw_only(), "policy"_a, "devices"_a, "max_batch"_a)
         .def(
             "add",
-            [](Scheduler& self, const Plan& plan, std::int64_t steps, const Pairs& windows, std::int64_t ahead) {
-                return self.add(plan, steps, windows_from(windows), ahead);
+            [](Scheduler& self, const Plan& plan, std::int64_t steps, const Pairs& windows, std::int64_t ahead,
+               const std::vector<std::int64_t>& finished) {
+                return self.add(plan, steps, windows_from(windows), ahead, finished);
             },
-            "plan"_a, nb::kw_only(), "steps"_a, "decode_windows"_a = Pairs(), "decode_ahead"_a = 1)
+            "plan"_a, nb::kw_only(), "steps"_a, "decode_windows"_a = Pairs(), "decode_ahead"_a = 1,
+            "finished"_a = std::vector<std::int64_t>())
         .def("close", &Scheduler::close)
         .def(
             "next",

@@ -27,21 +27,41 @@ void check_windows(const std::vector<Window>& windows, std::int64_t frames) {
     }
 }
 
+// Which segments of a plan are among `finished`; throws unless each one's ancestors are.
+std::vector<bool> marked(const Plan& plan, const std::vector<std::int64_t>& finished) {
+    if (finished.empty()) return {};
+    std::vector<bool> there(static_cast<std::size_t>(plan.size()), false);
+    std::int64_t before = -1;
+    for (const std::int64_t id : finished) {
+        const std::int64_t parent = plan.segment(id).parent;
+        if (id <= before || (parent != Plan::kNoParent && !there[static_cast<std::size_t>(parent)])) {
+            refuse("finished segments in rising order, each after its parent", std::to_string(id),
+                   "leave out those whose parent is not there");
+        }
+        there[static_cast<std::size_t>(id)] = true;
+        before = id;
+    }
+    return there;
+}
+
 }  // namespace
 
-Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead)
+Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead,
+         const std::vector<std::int64_t>& finished)
     : plan_(std::move(plan)),
       steps_(steps),
       windows_(std::move(windows)),
       decode_ahead_(decode_ahead),
+      there_(marked(plan_, finished)),
       segments_left_(plan_.size()),
-      untaken_(plan_.size()),
+      untaken_(plan_.size() - static_cast<std::int64_t>(finished.size())),
       windows_left_(static_cast<std::int64_t>(windows_.size())),
       opening_end_(windows_.empty() ? 0 : windows_.front().last) {
     check_at_least_one("steps", steps);
     check_at_least_one("decode_ahead", decode_ahead);
     check_windows(windows_, plan_.frames());
-    if (!windows_.empty()) done_.assign(static_cast<std::size_t>(plan_.size()), false);
+    done_ = there_;
+    if (!windows_.empty()) done_.resize(static_cast<std::size_t>(plan_.size()), false);
     consumed_.assign(windows_.size(), false);
 }
 
@@ -103,6 +123,7 @@ void Job::fail() {
 }
 
 void Job::release() {
+    std::vector<bool>().swap(there_);
     std::vector<bool>().swap(done_);
     std::vector<Window>().swap(windows_);
 }

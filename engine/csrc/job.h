@@ -18,8 +18,10 @@ struct Window {
 class Job {
 public:
     // Windows must lie within the plan's frames, in order: neither end may move back.
+    // finished: segments whose frames are there already, of an earlier render, and all their ancestors'.
     // Throws std::invalid_argument for others, and if steps < 1 or decode_ahead < 1.
-    Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead);
+    Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead,
+        const std::vector<std::int64_t>& finished = {});
 
     const Plan& plan() const { return plan_; }
     std::int64_t steps() const { return steps_; }
@@ -28,6 +30,9 @@ public:
     void return_segment() { ++untaken_; }
     bool failed() const { return failed_; }
     bool finished() const { return segments_left_ == 0 && windows_left_ == 0; }
+
+    // Whether the segment's frames were there from the beginning.
+    bool was_there(std::int64_t id) const { return !there_.empty() && there_[static_cast<std::size_t>(id)]; }
 
     // A segment's frames are there. Returns the segments that may start now: its children, or, where `level` makes a
     // barrier of every depth of a tree, all of the next depth once its own depth is done.
@@ -58,7 +63,8 @@ private:
     std::vector<Window> windows_;
     const std::int64_t decode_ahead_;
     bool failed_ = false;
-    std::vector<bool> done_;  // by segment
+    std::vector<bool> there_;  // by segment: at the beginning; empty where none was
+    std::vector<bool> done_;   // by segment
     std::int64_t segments_left_;
     std::int64_t untaken_;
     std::int64_t depth_ = 0;       // the depth that `level` is at,

@@ -34,17 +34,22 @@ Scheduler::Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t
     refresh_limits();
 }
 
-std::int64_t Scheduler::add(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead) {
+std::int64_t Scheduler::add(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead,
+                            const std::vector<std::int64_t>& finished) {
     const std::lock_guard lock(mutex_);
     if (closed_ || stopped_) {
         refuse("a scheduler that takes further videos", closed_ ? "one that was closed" : "one that was stopped",
                "add all of them before close() and stop()");
     }
-    jobs_.emplace_back(std::move(plan), steps, std::move(windows), decode_ahead);
+    jobs_.emplace_back(std::move(plan), steps, std::move(windows), decode_ahead, finished);
     const auto number = static_cast<std::int64_t>(jobs_.size()) - 1;
     ++open_jobs_;
     untaken_ += jobs_.back().untaken();
     push(number, {0, 1});
+    if (!finished.empty()) {
+        refresh_windows(number);
+        if (jobs_.back().finished()) job_ended(number);
+    }
     changed();
     return number;
 }
@@ -347,7 +352,28 @@ void Scheduler::return_window(std::optional<Item>& item) {
     item.reset();
 }
 
+// Segments are ready, or were there from the beginning: then those that wait for them are.
 void Scheduler::push(std::int64_t number, IdRange ids) {
+    Job& owner = job(number);
+    std::vector<IdRange> reached{ids};
+    while (!reached.empty()) {
+        const auto [first, count] = reached.back();
+        reached.pop_back();
+        IdRange waiting{first, 0};
+        for (std::int64_t id = first; id < first + count; ++id) {
+            if (owner.was_there(id)) {
+                queue(number, waiting);
+                waiting = {id + 1, 0};
+                reached.push_back(owner.segment_done(id, policy_));
+            } else {
+                ++waiting.count;
+            }
+        }
+        queue(number, waiting);
+    }
+}
+
+void Scheduler::queue(std::int64_t number, IdRange ids) {
     if (ids.count > 0) ready_.push(ranked(policy_, job(number).plan(), job(number).steps(), number, ids));
 }
 

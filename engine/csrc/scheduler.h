@@ -38,7 +38,8 @@ public:
     Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch);
 
     // A further video: its number, from 0. See Job for the arguments. Waiting devices wake.
-    std::int64_t add(Plan plan, std::int64_t steps, std::vector<Window> windows = {}, std::int64_t decode_ahead = 1);
+    std::int64_t add(Plan plan, std::int64_t steps, std::vector<Window> windows = {}, std::int64_t decode_ahead = 1,
+                     const std::vector<std::int64_t>& finished = {});
 
     // No further videos will come, so next() need not wait for them.
     void close();
@@ -117,6 +118,7 @@ private:
     std::optional<Work> take(std::int64_t device);
     Item take_window();
     void push(std::int64_t job, IdRange ids);
+    void queue(std::int64_t job, IdRange ids);
     void refresh_windows(std::int64_t job);
     void refresh_load(std::int64_t device);
     void refresh_limits();

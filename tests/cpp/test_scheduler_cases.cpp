@@ -1,4 +1,5 @@
 // Single situations in which the scheduler could forget something, or hand out too much.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -160,3 +161,29 @@ TEST(a_window_on_its_way_of_a_failed_video_is_ignored) {
 }
 
 int main() { return check::run_all(); }
+
+TEST(segments_that_were_there_are_not_handed_out_and_what_waits_for_them_is) {
+    const Plan plan(226, 16);
+    std::vector<std::int64_t> half;
+    for (std::int64_t id = 0; id < plan.size() / 2; ++id) half.push_back(id);
+    for (const Policy policy : {Policy::kLevel, Policy::kEager, Policy::kLatency}) {
+        Scheduler scheduler(policy, devices(1), 8);
+        scheduler.add(plan, 1, {{0, 15}, {211, 225}}, 1, half);
+        scheduler.close();
+        std::vector<std::int64_t> taken;
+        std::int64_t windows = 0;
+        while (const auto work = scheduler.next(0)) {
+            const bool decoding = work->kind == Work::Kind::kDecode;
+            for (const Item& item : work->items) {
+                if (!decoding) taken.push_back(item.id);
+            }
+            finish(scheduler, *work);
+            if (decoding) scheduler.consumed(0, windows++);
+        }
+        CHECK(windows == 2);
+        std::sort(taken.begin(), taken.end());
+        CHECK(static_cast<std::int64_t>(taken.size()) == plan.size() - static_cast<std::int64_t>(half.size()));
+        CHECK(taken.front() == half.back() + 1 && taken.back() == plan.size() - 1);
+        CHECK(scheduler.job_finished(0));
+    }
+}

@@ -54,6 +54,7 @@ class Video:
     steps: int
     windows: list[tuple[int, int]]
     ahead: int
+    finished: list[int] = field(default_factory=list)  # segments that an earlier render left
 
 
 @st.composite
@@ -61,7 +62,23 @@ def videos(draw: st.DrawFn) -> Video:
     plan = draw(plans())
     window = draw(st.integers(3, 12))
     windows = windows_over(plan, window, draw(st.integers(0, (window - 1) // 2)))
-    return Video(plan, draw(st.integers(1, 4)), draw(st.sampled_from([windows, []])), draw(st.integers(1, 4)))
+    return Video(
+        plan,
+        steps=draw(st.integers(1, 4)),
+        windows=draw(st.sampled_from([windows, []])),
+        ahead=draw(st.integers(1, 4)),
+        finished=draw(st.one_of(st.just([]), st.just(list(range(len(plan)))), grown(plan))),
+    )
+
+
+@st.composite
+def grown(draw: st.DrawFn, plan: Plan) -> list[int]:
+    """Segments of a plan with all their ancestors, in rising order."""
+    finished: list[int] = []
+    for id in range(len(plan)):
+        if (id == 0 or plan.segment(id).parent in finished) and draw(st.booleans()):
+            finished.append(id)
+    return finished
 
 
 @dataclass
@@ -124,7 +141,7 @@ class Model:
         self.times_given: Counter[Item] = Counter()
 
     def add(self, video: Video) -> None:
-        self.jobs.append(JobModel(video))
+        self.jobs.append(JobModel(video, done=set(video.finished)))
 
     def ready(self) -> list[Item]:
         return [
@@ -204,4 +221,10 @@ class Model:
 
 
 def add(scheduler: Scheduler, video: Video) -> int:
-    return scheduler.add(video.plan, steps=video.steps, decode_windows=video.windows, decode_ahead=video.ahead)
+    return scheduler.add(
+        video.plan,
+        steps=video.steps,
+        decode_windows=video.windows,
+        decode_ahead=video.ahead,
+        finished=video.finished,
+    )

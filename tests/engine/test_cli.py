@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import pytest
 
-from nuwaxl.engine import Progress
+from nuwaxl.engine import Engine, Progress, Story
 from nuwaxl.engine.cli import main
 from nuwaxl.engine.progress_bars import ProgressBars
 
@@ -168,7 +168,7 @@ def test_a_prompt_that_is_cut_is_a_one_line_warning(
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_ctrl_c_and_sigterm_end_with_one_line_their_status_and_no_file(
+def test_ctrl_c_and_sigterm_end_with_their_status_and_no_file_but_the_journal(
     tiny_bundle: Path, story_file: Path, tmp_path: Path, number: signal.Signals, status: int, said: str
 ) -> None:
     arguments = [
@@ -184,14 +184,51 @@ def test_ctrl_c_and_sigterm_end_with_one_line_their_status_and_no_file(
     process = subprocess.Popen(
         [sys.executable, "-m", "nuwaxl.engine.cli", story_file, *arguments], stderr=subprocess.PIPE, text=True
     )
+    journal = tmp_path / "out.mp4.journal"
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".out.*.part")) and time.monotonic() < deadline:
+    while not (journal.exists() and journal.stat().st_size > 10_000) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(number)
     _, error = process.communicate(timeout=20)
-    assert (process.returncode, error) == (status, f"nuwaxl-render: {said}\n")
-    assert not list(tmp_path.glob("*out*"))
+    kept = f"what is finished is in {journal}: the same command goes on from there\n"
+    assert (process.returncode, error) == (status, f"{kept}nuwaxl-render: {said}\n")
+    assert list(tmp_path.glob("*out*")) == [journal]
+
+
+def test_what_was_killed_goes_on_with_the_same_command(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, journal = tmp_path / "out.mp4", tmp_path / "out.mp4.journal"
+    arguments = [str(story_file), "--out", str(out), "--bundle", str(tiny_bundle), "--frames", "3000", "--steps", "20"]
+    process = subprocess.Popen([sys.executable, "-m", "nuwaxl.engine.cli", *arguments], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 100_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert journal.stat().st_size > 100_000
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "seed 0 instead of 1" in capsys.readouterr().err
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err == f"going on with what is finished in {journal}\n"
+    assert "3000 frames" in said.out
+    assert not journal.exists()
+    (whole,) = tmp_path.glob("*out.mp4")  # the unfinished file of the killed one is no .mp4
+    assert whole == out
+
+
+def test_fresh_begins_anew(tiny_bundle: Path, story_file: Path, tmp_path: Path) -> None:
+    out, journal = tmp_path / "out.mp4", tmp_path / "out.mp4.journal"
+    arguments = [str(story_file), "--out", str(out), "--bundle", str(tiny_bundle), "--frames", "20"]
+    with Engine.open(tiny_bundle) as engine:
+        clips = iter(engine.render(Story.load(story_file), frames=20, seed=5, journal=journal))
+        next(clips)
+        clips.close()
+    assert main(arguments) == 2
+    assert main([*arguments, "--fresh"]) == 0
+    assert not journal.exists()
+    assert out.exists()
 
 
 def test_progress_bars_are_drawn_on_a_terminal_only(

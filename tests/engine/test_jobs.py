@@ -193,3 +193,39 @@ def test_a_summary_that_cannot_be_written_is_one_line_and_status_1(
     assert "summary.json failed" in error
     assert error.count("\n") == 1
     assert frames_in(out / "a.mp4") == 3
+
+
+def test_a_second_run_renders_what_the_first_left(jobs: Jobs, tmp_path: Path) -> None:
+    lines: list[Line] = [
+        {"story": "story.toml", "frames": 21, "out": "a.mp4"},
+        {"story": "story.toml", "frames": 9, "out": "b.mp4"},
+        {"story": "story.toml", "frames": 9, "out": "c.mp4", "seed": 1},
+    ]
+    status, first, _ = jobs(*lines)
+    assert (status, first["done"], first["there"], first["frames"]) == (0, 3, 0, 39)
+    videos = tmp_path / "videos"
+    before = {name: (videos / name).stat().st_mtime_ns for name in ("a.mp4", "b.mp4", "c.mp4")}
+    (videos / "b.mp4").write_bytes(b"no video")
+    lines[2] = {"story": "story.toml", "frames": 9, "out": "c.mp4", "seed": 2}
+    status, again, _ = jobs(*lines)
+    assert (status, again["done"], again["there"], again["frames"]) == (0, 3, 1, 18)
+    assert [(result["there"], result["wall_s"] is None) for result in again["results"]] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
+    after = {name: (videos / name).stat().st_mtime_ns for name in before}
+    assert [after[name] == before[name] for name in before] == [True, False, False]
+    assert frames_in(videos / "b.mp4") == 9
+    status, fresh, _ = jobs(*lines, options=("--fresh",))
+    assert (status, fresh["done"], fresh["there"], fresh["frames"]) == (0, 3, 0, 39)
+
+
+def test_a_journal_of_another_video_fails_its_job_alone(jobs: Jobs, tmp_path: Path) -> None:
+    line = {"story": "story.toml", "frames": 9, "out": "a.mp4"}
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4.journal").write_text("mine")
+    status, summary, error = jobs(line, {**line, "out": "b.mp4"})
+    assert (status, summary["done"], summary["failed"]) == (1, 1, 1)
+    assert "expected a journal of nuwaxl" in error
+    assert (tmp_path / "videos" / "a.mp4.journal").read_text() == "mine"

@@ -110,6 +110,20 @@ def finish(scheduler: Scheduler, work: Work) -> None:
     scheduler.done(work.device, work.items)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_video_of_which_all_is_there_is_only_decoded(policy: str) -> None:
+    plan = Plan(100, 16)
+    whole = Video(plan, 3, [(0, 15), (16, 31)], 2, list(range(len(plan))))
+    scheduler = scheduler_for(whole, Video(plan, 3, [], 1, list(range(len(plan)))), policy=policy)
+    assert (scheduler.job_finished(0), scheduler.job_finished(1)) == (False, True)
+    works = [take(scheduler, 0), take(scheduler, 1)]
+    assert [(work.kind, work.items) for work in works] == [("decode", [(0, 0)]), ("decode", [(0, 1)])]
+    for work in works:
+        finish(scheduler, work)
+    scheduler.close()
+    assert scheduler.finished
+
+
 def test_level_waits_at_the_barrier_where_eager_goes_on() -> None:
     following = {}
     for policy in ("level", "eager"):
@@ -317,6 +331,10 @@ def test_videos_come_before_the_end() -> None:
         ({"windows": [(-1, 2)]}, r"in order.*found \(-1, 2\)"),
         ({"windows": [(5, 8), (4, 9)]}, r"in order.*found \(4, 9\)"),
         ({"windows": [(0, 1024)]}, r"within frames 0 to 1023; found \(0, 1024\)"),
+        ({"finished": [1]}, "finished segments in rising order, each after its parent; found 1"),
+        ({"finished": [0, 0]}, "finished segments in rising order, each after its parent; found 0"),
+        ({"finished": [0, 2, 1]}, "finished segments in rising order, each after its parent; found 1"),
+        ({"finished": [0, 75]}, "found 75"),
     ],
 )
 def test_an_impossible_video_is_refused_with_what_to_do(change: dict[str, object], text: str) -> None:

@@ -1,0 +1,241 @@
+"""The record of a render on disk: latents of finished segments, from which the same render goes on another time.
+
+A journal is a header, which says what is rendered, and a record a segment, in the order in which they were finished: so
+a parent's comes before its children's, and what is left of a file that was cut short can be used. Each has a checksum;
+what follows the first that is wrong is dropped. Nothing waits for the disk: after a loss of power the last half minute
+may be missing.
+
+    "NUWAXLJ1" | bytes of the header, u32 | header, JSON | its crc32, u32
+    segment, u64 | crc32 of segment and latents, u32 | latents (L, c, h, w), float32        (little-endian)
+"""
+
+import fcntl
+import json
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuwaxl.engine._core import Plan
+from nuwaxl.errors import InputError
+
+_MAGIC = b"NUWAXLJ1"
+_LENGTH = struct.Struct("<I")
+_RECORD = struct.Struct("<QI")
+_MOST_HEADER = 2**24
+
+Identity = Mapping[str, Any]
+
+
+class Journal:
+    """The journal of one render, which nobody else may have at the same time. Segments may be added by any thread.
+
+    Args:
+        path: the file, made if it is not there.
+        identity: what is rendered; a journal of anything else is refused.
+        shape: of a segment's latents, (L, c, h, w).
+
+    Raises:
+        InputError: it is of another render, in use, no journal at all, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, identity: Identity, shape: tuple[int, ...]) -> None:
+        self.path = path
+        self._shape = shape
+        self._lock = threading.Lock()
+        self._records = 0
+        with _readable(path):
+            self._file = _locked(path)
+            try:
+                if os.fstat(self._file.fileno()).st_size == 0:
+                    self._file.write(_header(identity))
+                self._at = _checked_header(self._file, path, identity)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def read(self, plan: Plan) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Segments of a plan that are there, with their latents, each after its parent. To be called first, and used
+        up: what follows the last good record goes."""
+        there: set[int] = set()
+        while (record := self._next()) is not None:
+            segment, latents = record
+            if segment in there or segment >= len(plan) or plan.segment(segment).parent not in {*there, -1}:
+                break
+            there.add(segment)
+            self._records += 1
+            self._at += _RECORD.size + latents.nbytes
+            yield segment, latents
+        self._file.truncate(self._at)
+
+    def add(self, segment: int, latents: NDArray[np.float32]) -> None:
+        """Keep a segment. Where that fails there is a warning, and the render goes on without a journal."""
+        content = np.ascontiguousarray(latents, dtype="<f4").tobytes()
+        record = _RECORD.pack(segment, _checksum(segment, content)) + content
+        with self._lock:
+            if self._file.closed:
+                return
+            try:
+                if (written := os.pwrite(self._file.fileno(), record, self._at)) < len(record):
+                    raise OSError(f"only {written} of {len(record)} bytes could be written")
+                self._at += len(record)
+                self._records += 1
+            except OSError as error:
+                self._close()
+                warnings.warn(
+                    f"writing {self.path} failed: {error}; the render goes on, but could not be resumed from here",
+                    stacklevel=2,
+                )
+
+    def close(self) -> None:
+        """Let others have it. One without any segment is removed."""
+        with self._lock:
+            if not self._file.closed and self._records == 0:
+                self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        if not self._file.closed:
+            with suppress(OSError):  # a forked process has the lock, too
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+    def _next(self) -> tuple[int, NDArray[np.float32]] | None:
+        """The record at the end of those that were read."""
+        size = 4 * int(np.prod(self._shape))
+        record = os.pread(self._file.fileno(), _RECORD.size + size, self._at)
+        if len(record) < _RECORD.size + size:
+            return None
+        segment, checksum = _RECORD.unpack_from(record)
+        content = record[_RECORD.size :]
+        if checksum != _checksum(segment, content):
+            return None
+        return segment, np.frombuffer(content, dtype="<f4").reshape(self._shape).astype(np.float32)
+
+
+def check_journal(path: Path, identity: Identity) -> None:
+    """Check that a render can keep its journal there, leaving nothing.
+
+    Raises:
+        InputError: see Journal.
+    """
+    there = os.path.exists(path)
+    with _readable(path):
+        file = _locked(path)
+        try:
+            if os.fstat(file.fileno()).st_size > 0:
+                _checked_header(file, path, identity)
+        finally:
+            if not there:
+                path.unlink(missing_ok=True)
+            file.close()
+
+
+def discard_journal(path: Path) -> None:
+    """Remove a journal; of no effect where there is none.
+
+    Raises:
+        InputError: it is something else, or cannot be removed.
+    """
+    with _readable(path):
+        try:
+            content = path.open("rb").read(len(_MAGIC))
+        except FileNotFoundError:
+            return
+        if content and content != _MAGIC:
+            raise _no_journal(path)
+        path.unlink(missing_ok=True)
+
+
+def _header(identity: Identity) -> bytes:
+    content = json.dumps(identity, sort_keys=True).encode()
+    return _MAGIC + _LENGTH.pack(len(content)) + content + _LENGTH.pack(zlib.crc32(content))
+
+
+def _checked_header(file: FileIO, path: Path, identity: Identity) -> int:
+    """Where the records begin."""
+    start = os.pread(file.fileno(), len(_MAGIC) + _LENGTH.size, 0)
+    if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + _LENGTH.size:
+        raise _no_journal(path)
+    length: int = _LENGTH.unpack_from(start, len(_MAGIC))[0]
+    content = os.pread(file.fileno(), min(length, _MOST_HEADER), len(start))
+    checksum = os.pread(file.fileno(), _LENGTH.size, len(start) + length)
+    if checksum != _LENGTH.pack(zlib.crc32(content)):
+        raise _no_journal(path)
+    found = json.loads(content)
+    if found != json.loads(json.dumps(identity)):
+        raise InputError(
+            expected=f"in {path} the journal of this render",
+            found=f"that of another: {_difference(found, identity)}",
+            fix="ask for the same as then to go on with it, remove it to give that render up, or give another name",
+        )
+    return len(start) + length + _LENGTH.size
+
+
+def _difference(found: Identity, identity: Identity) -> str:
+    """In what two renders differ, for people."""
+    return ", ".join(
+        f"another {name}" if _is_hash(found.get(name)) else f"{name} {found.get(name)!r} instead of {identity[name]!r}"
+        for name in identity
+        if found.get(name) != identity[name]
+    )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
+
+
+def _no_journal(path: Path) -> InputError:
+    return InputError(
+        expected=f"a journal of nuwaxl in {path}, or no file",
+        found="something else",
+        fix="move it, or give another name",
+    )
+
+
+def _locked(path: Path) -> FileIO:
+    """The file, opened, and locked until it is closed."""
+    while True:
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                expected=f"{path} for this render alone",
+                found="another render that uses it",
+                fix="wait for that one, or give another name",
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            return file
+        file.close()  # whoever had it removed it meanwhile
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the file system refuses is what the user gave."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            expected=f"a journal that can be kept in {path}",
+            found=error.strerror or str(error),
+            fix="give another name, or change the folder's permissions",
+        ) from error
+
+
+def _checksum(segment: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(struct.pack("<Q", segment)))

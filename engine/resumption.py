@@ -1,0 +1,62 @@
+"""Whether a render is the same as another one: then it may go on from that one's journal, or its video be taken."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from nuwaxl.engine.bundle_schema import TOKENIZER_FILE, Manifest
+from nuwaxl.engine.journal import Journal, check_journal
+from nuwaxl.engine.plans import graph_sha256
+from nuwaxl.engine.request import Request
+from nuwaxl.engine.story import Story
+
+
+def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, Any]:
+    """All that the frames depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
+    TensorRT plans are not in it."""
+    graphs = [graph_sha256(manifest, graph) for graph in ("text", "prepare", "step", "decode")]
+    return {
+        "model": _sha256([*graphs, manifest.files[TOKENIZER_FILE].sha256, asdict(manifest.diffusion)]),
+        "story": _sha256([(scene.at, scene.prompt) for scene in story.scenes]),
+        "frames": request.frames,
+        "method": request.plan.kind,
+        "depth": request.plan.depth,
+        "seed": request.seed,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "sampler": request.sampler,
+        "negative_prompt": request.negative_prompt,
+    }
+
+
+def open_journal(manifest: Manifest, story: Story, request: Request) -> Journal | None:
+    """The journal that a render is to have.
+
+    Raises:
+        InputError: see Journal.
+    """
+    if request.journal is None:
+        return None
+    n = manifest.network
+    shape = (n.length, n.latent_channels, n.latent_height, n.latent_width)
+    return Journal(request.journal, identity(manifest, story, request), shape)
+
+
+def check(manifest: Manifest, story: Story, request: Request) -> None:
+    """Check the journal that a render is to have, before any work.
+
+    Raises:
+        InputError: see Journal.
+    """
+    if request.journal is not None:
+        check_journal(request.journal, identity(manifest, story, request))
+
+
+def content(manifest: Manifest, story: Story, request: Request) -> str:
+    """What the file of a video says of what is in it."""
+    return f"nuwaxl {_sha256([identity(manifest, story, request), story.fps])}"
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
