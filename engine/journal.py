@@ -129,31 +129,27 @@ def check_journal(path: Path, identity: Identity) -> None:
         InputError: see Journal.
     """
     there = os.path.exists(path)
-    with _readable(path):
-        file = _locked(path)
+    with _readable(path), _locked(path) as file:
         try:
             if os.fstat(file.fileno()).st_size > 0:
                 _checked_header(file, path, identity)
         finally:
             if not there:
                 path.unlink(missing_ok=True)
-            file.close()
 
 
 def discard_journal(path: Path) -> None:
     """Remove a journal; of no effect where there is none.
 
     Raises:
-        InputError: it is something else, or cannot be removed.
+        InputError: it is something else, in use, or cannot be removed.
     """
-    with _readable(path):
-        try:
-            content = path.open("rb").read(len(_MAGIC))
-        except FileNotFoundError:
-            return
-        if content and content != _MAGIC:
+    if not os.path.lexists(path):
+        return
+    with _readable(path), _locked(path) as file:
+        if file.read(len(_MAGIC)) not in (_MAGIC, b""):
             raise _no_journal(path)
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
 def _header(identity: Identity) -> bytes:

@@ -9,7 +9,6 @@ from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Taken
 from nuwaxl.engine.job import Clip
-from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
 from nuwaxl.errors import RenderError
@@ -123,7 +122,7 @@ class Video:
 
     def _discard_journal(self) -> None:
         if self._request.journal is not None:
-            discard_journal(self._request.journal)
+            self._request.journal.unlink(missing_ok=True)
 
     def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
         with self._attempts.render(attempt) as render:

@@ -130,6 +130,8 @@ def test_one_that_is_in_use_is_refused(tmp_path: Path) -> None:
     for use in (lambda: Journal(path, IDENTITY, SHAPE), lambda: check_journal(path, IDENTITY)):
         with pytest.raises(InputError, match="found another render that uses it"):
             use()
+    with pytest.raises(InputError, match="found another render that uses it"):
+        discard_journal(path)
     journal.close()
     check_journal(path, IDENTITY)
 
