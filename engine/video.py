@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from time import perf_counter
 
 from nuwaxl.engine.asynchronous import iterate
@@ -122,7 +122,8 @@ class Video:
 
     def _discard_journal(self) -> None:
         if self._request.journal is not None:
-            self._request.journal.unlink(missing_ok=True)
+            with suppress(OSError):  # the video is complete all the same
+                self._request.journal.unlink()
 
     def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
         with self._attempts.render(attempt) as render:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 
 from nuwaxl.engine.asynchronous import iterate
@@ -162,7 +162,8 @@ class Videos:
 
     def _discard_journal(self, number: int) -> None:
         if (journal := self._tasks[number][1].journal) is not None:
-            journal.unlink(missing_ok=True)
+            with suppress(OSError):  # the video is complete all the same
+                journal.unlink()
 
     def _events(self, attempt: Attempt) -> Generator[tuple[Render, Taken | Ended], None, None]:
         with self._attempts.render(attempt) as render, closing(render.events()) as events:
