@@ -33,7 +33,8 @@ class Segment:
 class Plan:
     """The diffusions that generate a video of N frames: a pruned tree, or a chain of windows.
 
-    The tree keeps the segments whose first frame lies before N: 1 + 5 + 69 of them for N = 1024, L = 16, m = 3.
+    The tree keeps the global diffusion and the locals whose first frame lies before N - 1, which generate, or lead
+    to, a frame of the video: 1 + 5 + 69 segments for N = 1024, L = 16, m = 3.
     Segment ids are depth-major: all of depth 0, then all of depth 1, and so on. Takes the same memory
     whatever the number of segments, since all follows from a segment's id by arithmetic.
     """
@@ -74,7 +75,8 @@ class Plan:
 
     @property
     def counts(self) -> list[int]:
-        """Segments at each depth, from the global diffusion down; the number of windows alone for a chain."""
+        """Segments at each depth, from the global diffusion down, which one frame takes alone, whatever the depth; for
+        a chain the number of windows alone."""
 
     def __len__(self) -> int:
         """Segments in all."""

@@ -94,7 +94,9 @@ Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t>
     for (std::int64_t d = 0; d < depth; ++d) {
         const std::int64_t stride = power(length - 1, depth - 1 - d);
         const std::int64_t whole = power(length - 1, d);  // segments of this depth in the unpruned tree
-        const std::int64_t count = std::min(whole, ceil_div(frames, (length - 1) * stride));
+        // Those that begin before the last frame: one that begins with it would add none that the video has.
+        const std::int64_t needed = ceil_div(frames - 1, (length - 1) * stride);
+        const std::int64_t count = d == 0 ? 1 : std::min(whole, needed);
         levels_.push_back({stride, count, offset});
         offset += count;
     }
@@ -102,7 +104,9 @@ Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t>
 
 std::vector<std::int64_t> Plan::counts() const {
     std::vector<std::int64_t> counts;
-    for (const Level& level : levels_) counts.push_back(level.count);
+    for (const Level& level : levels_) {
+        if (level.count > 0) counts.push_back(level.count);
+    }
     return counts;
 }
 
@@ -154,8 +158,10 @@ std::vector<std::int64_t> Plan::known(std::int64_t id) const {
 
 std::int64_t Plan::height(std::int64_t id) const {
     const std::int64_t depth = depth_of(id);
-    // The tree is pruned from the end, so every segment above the last depth keeps its first child.
-    return kind_ == Kind::kTree ? this->depth() - 1 - depth : size() - 1 - id;
+    if (kind_ == Kind::kAutoregressive) return size() - 1 - id;
+    // The tree is pruned from the end, so every segment above the last depth keeps its first child; but a video of one
+    // frame has the global diffusion alone, whatever the depth.
+    return size() == 1 ? 0 : this->depth() - 1 - depth;
 }
 
 std::int64_t Plan::origin_of(std::int64_t frame) const {

@@ -31,8 +31,8 @@ public:
     enum class Kind { kTree, kAutoregressive };
     static constexpr std::int64_t kNoParent = -1;
 
-    // frames = N, length = L, depth = m (by default the smallest whose tree spans N frames). Keeps the segments whose
-    // first frame lies before N.
+    // frames = N, length = L, depth = m (by default the smallest whose tree spans N frames). Keeps the global diffusion
+    // and the locals whose first frame lies before N - 1: each of them generates, or leads to, a frame of the video.
     // Throws std::invalid_argument if frames < 1, length < 3, depth < 1 or the tree spans fewer than N frames.
     Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> depth = std::nullopt);
 
@@ -51,7 +51,7 @@ public:
     std::int64_t depth() const { return static_cast<std::int64_t>(levels_.size()); }
     std::int64_t size() const { return levels_.back().offset + levels_.back().count; }
     std::int64_t count(std::int64_t depth) const { return levels_[static_cast<std::size_t>(depth)].count; }
-    std::vector<std::int64_t> counts() const;
+    std::vector<std::int64_t> counts() const;  // of the depths that have any
 
     // Segment ids are depth-major: all of depth 0, then all of depth 1, ... Unknown ids throw std::invalid_argument.
     std::int64_t id_of(std::int64_t depth, std::int64_t index) const { return level(depth).offset + index; }

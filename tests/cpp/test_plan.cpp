@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "check.h"
 #include "plan.h"
@@ -59,16 +60,40 @@ TEST(the_default_depth_is_the_smallest_that_spans_the_frames) {
     CHECK(Plan(3377, 16).depth() == 4);
 }
 
-TEST(segments_are_those_whose_first_frame_lies_before_the_end) {
+TEST(segments_are_the_global_and_the_locals_whose_first_frame_lies_before_the_last_frame) {
     for (const auto& [frames, length, depth] : shapes()) {
         const Plan plan(frames, length, depth);
         std::int64_t whole = 1;
-        for (std::int64_t d = 0; d < depth; ++d, whole *= length - 1) {
-            const std::int64_t reach = (length - 1) * plan.segment(plan.id_of(d, 0)).stride;
+        std::int64_t reach = Plan::span(length, depth) - 1;
+        for (std::int64_t d = 0; d < depth; ++d, whole *= length - 1, reach /= length - 1) {
             std::int64_t expected = 0;
-            for (std::int64_t k = 0; k < whole; ++k) expected += k * reach < frames ? 1 : 0;
+            for (std::int64_t k = 0; k < whole; ++k) expected += d == 0 || k * reach < frames - 1 ? 1 : 0;
             CHECK(plan.count(d) == expected);
         }
+    }
+}
+
+TEST(a_video_that_ends_where_a_segment_would_begin_goes_without_it) {
+    CHECK((Plan(31, 16).counts() == Ids{1, 2}));
+    CHECK((Plan(32, 16).counts() == Ids{1, 3}));
+    CHECK((Plan(451, 16).counts() == Ids{1, 2, 30}));  // of two depths at once
+    CHECK((Plan(452, 16).counts() == Ids{1, 3, 31}));
+    const Plan one(1, 16, 3);
+    CHECK((one.depth() == 3 && one.counts() == Ids{1} && one.size() == 1 && one.height(0) == 0));
+    CHECK(children(one, 0).empty() && one.frames_of(0).back() == 3375);
+}
+
+// So a render that has all its frames has done all its steps.
+TEST(every_segment_generates_a_frame_of_the_video_or_leads_to_one_that_does) {
+    for (const auto& [frames, length, depth] : shapes()) {
+        const Plan plan(frames, length, depth);
+        std::set<std::int64_t> needed;
+        for (std::int64_t frame = 0; frame < frames; ++frame) {
+            for (std::int64_t id = plan.origin_of(frame); id != Plan::kNoParent; id = plan.segment(id).parent) {
+                needed.insert(id);
+            }
+        }
+        CHECK(static_cast<std::int64_t>(needed.size()) == plan.size());
     }
 }
 

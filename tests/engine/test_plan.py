@@ -36,11 +36,24 @@ def test_a_tree_spans_what_the_paper_says_and_the_default_depth_follows(depth: i
 
 
 @given(plans())
-def test_the_plan_keeps_the_segments_whose_first_frame_lies_before_the_end(plan: Plan) -> None:
+def test_the_plan_keeps_the_locals_whose_first_frame_lies_before_the_last_frame(plan: Plan) -> None:
     whole = plan.length - 1
-    for depth, count in enumerate(plan.counts):
+    expected = [1]
+    for depth in range(1, plan.depth):
         reach = whole ** (plan.depth - depth)
-        assert count == min(whole**depth, -(-plan.frames // reach))
+        expected.append(sum(index * reach < plan.frames - 1 for index in range(min(whole**depth, plan.frames))))
+    assert plan.counts == [count for count in expected if count]
+
+
+def test_a_video_that_ends_where_a_segment_would_begin_goes_without_it() -> None:
+    assert [Plan(frames, 16).counts for frames in (31, 32, 226)] == [[1, 2], [1, 3], [1, 15]]
+    assert [Plan(frames, 16).counts for frames in (451, 452)] == [[1, 2, 30], [1, 3, 31]]
+
+
+def test_one_frame_takes_the_global_diffusion_alone_whatever_the_depth() -> None:
+    plan = Plan(1, 16, 3)
+    assert (plan.depth, plan.counts, len(plan), plan.children(0)) == (3, [1], 1, [])
+    assert plan.frames_of(0)[-1] == 3375
 
 
 @given(plans())

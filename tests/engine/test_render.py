@@ -161,18 +161,17 @@ def test_no_batch_is_larger_than_those_that_were_measured(tiny_bundle: Path) -> 
 
 
 def test_stats_account_for_every_segment_step_and_window(tiny_bundle: Path) -> None:
-    # Of 100 frames the last segment would hold none, and the render may end in the middle of it.
     with Engine.open(tiny_bundle, devices="cpu:2") as engine:
-        video = engine.render(STORY, frames=101, max_batch=3, steps=4)
+        video = engine.render(STORY, frames=100, max_batch=3, steps=4)
         with pytest.raises(RenderError, match="finished render"):
             _ = video.stats
         for _ in video:
             pass
         stats = video.stats
-    plan = Plan(101, 4)
+    plan = Plan(100, 4)
     assert stats.depths == list(plan.counts)
     assert stats.segments == len(plan)
-    assert (stats.frames, stats.steps, stats.max_batch, stats.policy) == (101, 4, 3, "eager")
+    assert (stats.frames, stats.steps, stats.max_batch, stats.policy) == (100, 4, 3, "eager")
     assert (stats.sampler, stats.guidance, stats.seed) == ("dpmpp_2m", 2.0, 0)
     diffuse = [batch for batch in stats.batches if batch.kind == "diffuse"]
     steps: Counter[int] = Counter()
@@ -199,12 +198,13 @@ def test_stats_account_for_every_segment_step_and_window(tiny_bundle: Path) -> N
     assert stats.phases_s["encode"] == 0
 
 
-def test_progress_rises_to_the_total_of_every_phase(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("frames", [30, 31])  # frame 30 is the first of what would be the next segment
+def test_progress_rises_to_the_total_of_every_phase(tiny_bundle: Path, frames: int) -> None:
     seen: list[Progress] = []
     with Engine.open(tiny_bundle) as engine:
-        for _ in engine.render(STORY, frames=30, steps=3, progress=seen.append):
+        for _ in engine.render(STORY, frames=frames, steps=3, progress=seen.append):
             pass
-    totals = {"text": 4, "diffuse": 3 * len(Plan(30, 4)), "decode": 30}
+    totals = {"text": 4, "diffuse": 3 * len(Plan(frames, 4)), "decode": frames}
     for phase, total in totals.items():
         done = [progress.done for progress in seen if progress.phase == phase]
         assert done == sorted(done)
