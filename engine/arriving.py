@@ -8,17 +8,9 @@ from nuwaxl.errors import DeviceLost
 
 
 class Arriving:
-    """At most one clip of one device; false where there is none.
+    """At most one clip of one device; false where there is none."""
 
-    Args:
-        came: takes a window, its clip, and when its decoding began.
-        failed: takes a window and why there is no clip of it.
-    """
-
-    def __init__(
-        self, came: Callable[[Item, Clip, float], None], failed: Callable[[Item, BaseException], None]
-    ) -> None:
-        self._came, self._failed = came, failed
+    def __init__(self) -> None:
         self._clip: tuple[Item, Callable[[], Clip], float] | None = None
 
     def __bool__(self) -> bool:
@@ -29,8 +21,12 @@ class Arriving:
         assert self._clip is None
         self._clip = item, clip, start
 
-    def wait(self) -> None:
+    def wait(self, came: Callable[[Item, Clip, float], None], failed: Callable[[Item, BaseException], None]) -> None:
         """Wait for the clip, if there is one, and hand it over.
+
+        Args:
+            came: takes a window, its clip, and when its decoding began.
+            failed: takes a window and why there is no clip of it.
 
         Raises DeviceLost; the scheduler then gives the window to another device.
         """
@@ -38,8 +34,8 @@ class Arriving:
             return
         (item, take, start), self._clip = self._clip, None
         try:
-            self._came(item, take(), start)
+            came(item, take(), start)
         except DeviceLost:
             raise
         except BaseException as error:
-            self._failed(item, error)
+            failed(item, error)

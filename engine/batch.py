@@ -43,6 +43,11 @@ class Batch:
         """What is under way, in the order of the slots."""
         return [slot.item for slot in self._slots]
 
+    @property
+    def depth(self) -> int:
+        """Depth of the shallowest segment under way."""
+        return min(slot.job.request.plan.segment(slot.item[1]).depth for slot in self._slots)
+
     def join(self, newcomers: Sequence[tuple[Job, Item]]) -> None:
         """Take segments, which are moved with the others from the next step on."""
         begun = [job.begin(segment) for job, (_, segment) in newcomers]

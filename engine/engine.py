@@ -12,9 +12,10 @@ from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import SamplerName
 from nuwaxl.engine.cancellation import Attempt
 from nuwaxl.engine.costs import device_costs
+from nuwaxl.engine.device_worker import Device
 from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
-from nuwaxl.engine.render import Device, Render
+from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
 from nuwaxl.engine.resumption import check, content
 from nuwaxl.engine.runners.base import Runner

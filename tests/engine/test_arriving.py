@@ -214,12 +214,12 @@ def test_a_clip_is_taken_once_whoever_fails() -> None:
         taken.append(1)
         return Clip(0, np.zeros((1, 2, 2, 3), np.uint8))
 
-    arriving = Arriving(came=fail, failed=fail)
+    arriving = Arriving()
     arriving.begin((0, 0), take, 0.0)
     with pytest.raises(ValueError, match="no room"):
-        arriving.wait()
+        arriving.wait(came=fail, failed=fail)
     assert not arriving
-    arriving.wait()
+    arriving.wait(came=fail, failed=fail)
     assert taken == [1]
 
 

@@ -18,8 +18,9 @@ import pytest
 
 from nuwaxl.engine import Clip, Engine, Progress, Story, Task
 from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.device_worker import DeviceWorker
 from nuwaxl.engine.devices import parse_devices
-from nuwaxl.engine.render import Render
+from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeDenoising, OnnxRuntimeRunner
 from nuwaxl.errors import DeviceLost, InputError, RenderCancelled, RenderError
 from tests.engine.conftest import worker_threads
@@ -73,6 +74,29 @@ def test_ctrl_c_while_waiting_stops_and_joins(hooked_engine: Callable[..., Engin
     assert worker_threads() == []
 
 
+def test_what_was_under_way_is_freed_as_soon_as_the_workers_end(
+    hooked_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[weakref.ref[OnnxRuntimeDenoising]] = []
+    start = OnnxRuntimeRunner.start
+
+    def seen(self: OnnxRuntimeRunner, segments: Segments) -> OnnxRuntimeDenoising:
+        begun.append(weakref.ref(denoising := start(self, segments)))
+        return denoising
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "start", seen)
+    clips = iter(hooked_engine().render(STORY, frames=300))
+    next(clips)
+    gc.collect()
+    gc.disable()  # memory of a GPU is not what the collector counts
+    try:
+        clips.close()
+        assert [ref() for ref in begun if ref() is not None] == []
+    finally:
+        gc.enable()
+    assert len(begun) > 2
+
+
 def test_a_failing_worker_is_an_error_in_the_caller_with_its_cause(
     hooked_engine: Callable[..., Engine],
 ) -> None:
@@ -98,15 +122,15 @@ def test_a_failing_worker_is_an_error_in_the_caller_with_its_cause(
 def test_nobody_waits_for_a_worker_that_broke(
     hooked_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, devices: str
 ) -> None:
-    run = Render._run
+    run = DeviceWorker._run
 
-    def first_breaks(self: Render, number: int) -> None:
-        if number == 0:
+    def first_breaks(self: DeviceWorker) -> None:
+        if self._number == 0:
             raise ZeroDivisionError("out of luck")
-        run(self, number)
+        run(self)
 
     engine = hooked_engine(devices)
-    monkeypatch.setattr(Render, "_run", first_breaks)
+    monkeypatch.setattr(DeviceWorker, "_run", first_breaks)
     if devices == "cpu:2":
         assert sum(len(clip.frames) for clip in engine.render(STORY, frames=30)) == 30
     else:
