@@ -52,7 +52,8 @@ class Ledger:
         with self.lock:
             self._jobs[number] = job
             self.check_cancelled()
-            self.count(steps=len(job.finished) * job.request.steps)
+            if job.finished:
+                self.count(steps=len(job.finished) * job.request.steps)
             if self._devices_lost is not None:
                 self._failures[number] = self._devices_lost
                 self._news.append(number)

@@ -15,9 +15,10 @@ from nuwaxl.engine.story import Story
 def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, Any]:
     """All that the frames depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
     TensorRT plans are not in it."""
-    graphs = [graph_sha256(manifest, graph) for graph in ("text", "prepare", "step", "decode")]
+    graphs = {name: graph_sha256(manifest, name) for name in manifest.graphs if name != "encode"}
+    tokenizer = [entry.sha256 for name, entry in manifest.files.items() if name == TOKENIZER_FILE]
     return {
-        "model": _sha256([*graphs, manifest.files[TOKENIZER_FILE].sha256, asdict(manifest.diffusion)]),
+        "model": _sha256([graphs, tokenizer, asdict(manifest.diffusion)]),
         "story": _sha256([(scene.at, scene.prompt) for scene in story.scenes]),
         "frames": request.frames,
         "method": request.plan.kind,

@@ -14,7 +14,12 @@ from nuwaxl.engine.ledger import Counts, Ledger
 from nuwaxl.engine.windows import decode_windows
 from nuwaxl.errors import RenderCancelled, RenderError
 
-JOB: Any = SimpleNamespace(request=SimpleNamespace(plan=Plan(7, 4), steps=2), windows=decode_windows(7, 4, 1))
+JOB: Any = SimpleNamespace(
+    request=SimpleNamespace(plan=Plan(7, 4), steps=2),
+    windows=decode_windows(7, 4, 1),
+    finished=[],
+    close=lambda: None,
+)
 CLIP = Clip(0, np.zeros((1, 2, 2, 3), np.uint8))
 
 

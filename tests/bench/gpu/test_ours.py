@@ -72,7 +72,9 @@ def test_a_step_is_profiled_on_every_device_that_the_profiler_sees(
     class Runner:
         def start(self, segments: Any) -> Any:
             began.append(segments.x.shape)
-            return SimpleNamespace(step=lambda timestep, *rest: began.append(timestep.shape))
+            return SimpleNamespace(
+                step=lambda timestep, *rest: began.append(timestep.shape), latents=lambda slots: None
+            )
 
     asked: list[int | None] = []
 
