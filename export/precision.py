@@ -1,10 +1,11 @@
 """A trained network in float16 or bfloat16: which parts compute in it, and which stay in float32.
 
 In the lower precision: convolutions, linear layers, activations between them, and what prepare gives to step. In
-float32: norms and softmax (that of an attention which is one node is the runtime's), the timestep's embedding, the
+float32: group norm and softmax (that of an attention which is one node is the runtime's), the timestep's embedding, the
 folding of the injection's scales and shifts, the last convolution of every network and what follows it (guidance, the
 sampler's update, the latents' standardisation, the conversion to pixels), and every tensor a caller sees. Each change
-of type is a cast in the graph.
+of type is a cast in the graph. Layer norm is one node that reads and writes the lower precision, its weights among
+them, and computes in float32 within (its stash_type): with casts around it, five times its bytes would move.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ _FOLDED = ("zero_conv",)
 # that compute in float32 to their network's end, or from its beginning,
 _EXITS = ("conv_out", "final_layer_norm")
 _FLOAT32 = ("time_embedding", "temporal_out", "quant_conv", "post_quant_conv")
-_NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
 class Cast(nn.Module):
@@ -59,7 +59,7 @@ def lowered(network: Network, dtype: torch.dtype) -> Network:
     kept = {
         id(tensor)
         for name, module in network.named_modules()
-        if isinstance(module, _NORMS) or name.split(".")[-1] in (*_EXITS, *_FLOAT32)
+        if isinstance(module, nn.GroupNorm) or name.split(".")[-1] in (*_EXITS, *_FLOAT32)
         for tensor in module.parameters()
     }
     # deepcopy takes a tensor's lower form for its copy, so that no second one in float32 is ever made.
@@ -78,7 +78,7 @@ def lowered(network: Network, dtype: torch.dtype) -> Network:
             cast = Cast(module, before=dtype)
         elif last in _FOLDED:
             cast = Cast(module, after=torch.float32)
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, nn.GroupNorm):
             cast = Cast(module, before=torch.float32, after=dtype)
         if cast is not None:
             setattr(result.get_submodule(parent), last, cast)

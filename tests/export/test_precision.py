@@ -1,6 +1,7 @@
 """Bundles in float16 and bfloat16: strongly typed, delicate parts in float32, and a render near float32's."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,19 @@ def test_the_manifest_says_so_and_only_the_state_is_of_the_precision(low: Bundle
 
 
 def test_products_are_in_the_precision_and_statistics_in_float32(low: Bundle) -> None:
-    lower, products, exact = TYPES[low.manifest.precision], 0, 0
+    lower, products, exact, norms = TYPES[low.manifest.precision], 0, 0, Counter[int]()
     for name in low.manifest.graphs:
         model = onnx.load(low.file(name), load_external_data=False)
         types = _types(model)
         for node in model.graph.node:
             kind = types.get(node.input[0]) if node.input else None
-            if node.op_type in ("Softmax", "InstanceNormalization", "LayerNormalization", "Cos", "Sin"):
+            if node.op_type in ("Softmax", "InstanceNormalization", "Cos", "Sin"):
                 assert kind == onnx.TensorProto.FLOAT, (name, node.op_type)
+            elif node.op_type == "LayerNormalization":  # in one node; its statistics are of the stash's type
+                stash = {a.i for a in node.attribute if a.name == "stash_type"}
+                assert stash <= {onnx.TensorProto.FLOAT}, (name, node.name)
+                assert {types[tensor] for tensor in node.input} == {kind}, (name, node.name)
+                norms[kind] += 1
             elif node.op_type in ("Conv", "MatMul", "Gemm", "Attention"):
                 assert kind in (lower, onnx.TensorProto.FLOAT), (name, node.name)
                 products += kind == lower
@@ -82,6 +88,8 @@ def test_products_are_in_the_precision_and_statistics_in_float32(low: Bundle) ->
             sizes[t.data_type] += int(np.prod(t.dims))
         assert sizes[lower] > 0.6 * sum(sizes.values()), name
     assert products > 60
+    assert norms[onnx.TensorProto.FLOAT] == 1, "the text encoder's last layer, which the caller gets in float32"
+    assert norms[lower] == norms.total() - 1 > 10
     # The timestep's two layers and the last convolutions of MTD and T-KLVAE with what follows them.
     assert exact == 9
 
