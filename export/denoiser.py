@@ -172,7 +172,7 @@ class GuidedDenoiser:
         mixed = self._attention(block.attn1, block.norm1(tokens))
         tokens = tokens + _linear(mixed, block.attn1.to_out[0].weight, block.attn1.to_out[0].bias)
         tokens = self._prompt(block.attn2, tokens, block.norm2(tokens), prompt, count)
-        tokens = tokens + _feed_forward(block.ff, block.norm3(tokens))
+        tokens = tokens + self._feed_forward(block.ff, block.norm3(tokens))
         out = _linear(tokens, transformer.proj_out.weight.flatten(1), transformer.proj_out.bias)
         return _add(out, 2, dense(x), count)
 
@@ -201,6 +201,16 @@ class GuidedDenoiser:
         queries = query[count - 1].permute(0, 3, 1, 2, 4).reshape(-1, heads, self.length * pixels, dim)
         uncond = _attend(queries, prompt.negative_key, prompt.negative_value)
         return torch.cat([cond, uncond.permute(0, 2, 1, 3).reshape(-1, pixels, channels)])
+
+    def _feed_forward(self, ff: FeedForward, x: Tensor) -> Tensor:
+        """GEGLU with its two halves as two products, so that no activation is split."""
+        projection = ff.net[0].proj
+        (w_hidden, w_gate), (b_hidden, b_gate) = projection.weight.chunk(2), projection.bias.chunk(2)
+        hidden = _linear(x, w_hidden, b_hidden) * F.gelu(self._gate(x, w_gate, b_gate))
+        return _linear(hidden, ff.net[2].weight, ff.net[2].bias)
+
+    def _gate(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _linear(x, weight, bias)
 
     def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
         """As TemporalAttention.forward on tokens (n*L, h*w, c)."""
@@ -234,14 +244,6 @@ def _add(x: Tensor, count: int, y: Tensor, count_of_y: int) -> Tensor:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (n, k, c): one matrix product over all tokens, with its bias inside."""
     return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(-1, x.shape[1], weight.shape[0])
-
-
-def _feed_forward(ff: FeedForward, x: Tensor) -> Tensor:
-    """GEGLU with its two halves as two products, so that no activation is split."""
-    projection = ff.net[0].proj
-    (w_hidden, w_gate), (b_hidden, b_gate) = projection.weight.chunk(2), projection.bias.chunk(2)
-    hidden = _linear(x, w_hidden, b_hidden) * F.gelu(_linear(x, w_gate, b_gate))
-    return _linear(hidden, ff.net[2].weight, ff.net[2].bias)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

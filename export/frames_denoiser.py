@@ -3,6 +3,10 @@
 The work and its order are GuidedDenoiser's. Activations are (count*b*L, h, w, c), which the operators read and write as
 they are; only the spatial convolutions, which torch and ONNX know with channels first, are between two transpositions
 (views in torch's channels-last format; a runtime that keeps channels last cancels them).
+
+A bias is dear on ONNX Runtime's CUDA provider: that of a product is written over all of the answer beforehand, and the
+product added to it; that of a convolution is added afterwards. So biases go where they are free: to another one that is
+added to the same tensor, or in front of a GELU, with which the provider adds it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from torch.nn import functional as F
 
 from nuwaxl.export.attention import attention as fused_attention
 from nuwaxl.export.denoiser import Branches, GuidedDenoiser, PromptState, _linear
+from nuwaxl.export.precision import cast
 from nuwaxl.kernels import ops
 from nuwaxl.train.networks.layout import norm_of_frames
 from nuwaxl.train.networks.mtd import _Layer
@@ -65,15 +70,19 @@ class FramesDenoiser(GuidedDenoiser):
 
     def _resnet(self, block: ResnetBlock, branches: Branches, embedding: Tensor) -> Tensor:
         x = branches.h
-        h = _spatial_conv(block.conv1, _group_norm(block.norm1, x, silu=True))
-        assert block.time_emb_proj is not None
+        h = _without_bias(block.conv1, _group_norm(block.norm1, x, silu=True))
+        projection, shortcut = block.time_emb_proj, block.conv_shortcut
+        assert projection is not None
         shape = h.shape[1:]
-        added = block.time_emb_proj(embedding).reshape(1, -1, 1, 1, 1, shape[-1])
-        h = (h.reshape(branches.count, -1, self.length, *shape) + added).reshape(-1, *shape)
-        h = _spatial_conv(block.conv2, _group_norm(block.norm2, h, silu=True))
-        if block.conv_shortcut is None:
-            return h + x
-        return h + F.linear(x, block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
+        added = F.linear(embedding, projection.weight, _sum(projection.bias, block.conv1.bias))
+        h = (h.reshape(branches.count, -1, self.length, *shape) + added.reshape(1, -1, 1, 1, 1, shape[-1])).reshape(
+            -1, *shape
+        )
+        h = _group_norm(block.norm2, h, silu=True)
+        if shortcut is None:
+            return _spatial_conv(block.conv2, h) + x
+        x = F.linear(x, shortcut.weight.flatten(1), _sum(shortcut.bias, block.conv2.bias))
+        return _without_bias(block.conv2, h) + x
 
     def _temporal_conv(self, conv: TemporalConv, x: Tensor, injection: tuple[Tensor, Tensor] | None = None) -> Tensor:
         frames = x.reshape(-1, self.length, x.shape[1] * x.shape[2], x.shape[3])
@@ -94,6 +103,9 @@ class FramesDenoiser(GuidedDenoiser):
         uncond = fused_attention(query[count - 1], prompt.negative_key, prompt.negative_value, heads)
         return torch.cat([cond, uncond.reshape(-1, pixels, channels)])
 
+    def _gate(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _linear(x, weight, None) + bias
+
     def _temporal(self, attention: TemporalAttention, x: Tensor) -> Tensor:
         pixels, channels = x.shape[1:]
         normed = attention.norm(x).reshape(-1, self.length, pixels, channels)
@@ -107,6 +119,18 @@ class FramesDenoiser(GuidedDenoiser):
 def _spatial_conv(conv: nn.Module, h: Tensor) -> Tensor:
     """A convolution, or a layer around one, on h (n, h, w, c)."""
     return conv(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _without_bias(conv: nn.Conv2d, h: Tensor) -> Tensor:
+    """The same, but for its bias."""
+    return F.conv2d(h.permute(0, 3, 1, 2), conv.weight, None, conv.stride, conv.padding).permute(0, 2, 3, 1)
+
+
+def _sum(a: Tensor, b: Tensor | None) -> Tensor:
+    """Of two biases, rounded once. Both are constants, so that no graph computes it."""
+    assert b is not None
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return cast(cast(a, wide) + cast(b, wide), a.dtype)
 
 
 def _group_norm(norm: nn.Module, h: Tensor, *, silu: bool) -> Tensor:

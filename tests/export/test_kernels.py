@@ -61,6 +61,20 @@ def test_the_graphs_call_the_kernels_and_carry_their_bodies(bundle: Bundle) -> N
     assert called == KERNELS
 
 
+def test_biases_are_where_onnxruntime_adds_them_for_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    graph = onnx.load(bundle.file("step")).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    biased = {node.input[2].removeprefix("mtd.").removesuffix(".bias") for node in convolutions if len(node.input) > 2}
+    # Of the residual blocks' convolutions those after which nothing else with a bias is added.
+    resnets = {f"{block}.conv2" for block in ("down_blocks.0.layers.0.resnet", "mid_layer.resnet", "mid_resnet")}
+    assert biased == {"conv_in", "conv_out"} | resnets
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(bundle.file("step")), options, providers=["CPUExecutionProvider"])
+    optimised = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    assert optimised["BiasGelu"] == sum(node.op_type == "Gelu" for node in graph.node) > 0
+
+
 def test_with_the_library_registered_the_step_graph_answers_as_its_bodies_do(bundle: Bundle) -> None:
     random = np.random.default_rng(0)
     inputs = {
