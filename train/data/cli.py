@@ -38,6 +38,7 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     cartoon.add_argument("--episodes", type=positive_int, default=96, help="default %(default)s")
     cartoon.add_argument("--frames", type=positive_int, default=3600, help="frames an episode, default %(default)s")
     cartoon.add_argument("--seed", type=seed, default=7, help="default %(default)s")
+    cartoon.add_argument("--force", action="store_true", help="replace episodes that are in FOLDER already")
 
     check = commands.add_parser("check", help="say which videos of a folder training can use", description=_CHECK)
     check.add_argument("folder", type=Path, metavar="FOLDER")
@@ -77,7 +78,7 @@ def require_torch() -> None:
 def _cartoon(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.data.cartoon import generate
 
-    paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed)
+    paths = generate(arguments.out, arguments.episodes, arguments.frames, arguments.seed, force=arguments.force)
     say(f"{len(paths)} episodes of {arguments.frames} frames in {arguments.out}")
 
 

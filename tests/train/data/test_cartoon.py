@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nuwaxl.errors import InputError
+from nuwaxl.train.cli import main
 from nuwaxl.train.data.cartoon import FPS, SIZE, generate
 from nuwaxl.train.data.cartoon.characters import COLORS
 from nuwaxl.train.data.cartoon.episode import draw_moment, draw_script, episode_script
@@ -186,6 +187,42 @@ def test_an_episode_that_is_interrupted_is_not_there(tmp_path: Path, monkeypatch
     monkeypatch.setattr("nuwaxl.train.data.cartoon.episode.draw_character", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path, 1, 10, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["episode_0000.jsonl"]
+
+
+def test_episodes_that_are_there_are_drawn_again_by_force_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "cartoon", str(tmp_path), "--episodes", "1", "--frames"]
+    assert main([*command, "10"]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("episode_0000.jsonl", "episode_0001.mp4", "mine.txt"):
+        (tmp_path / name).write_text("mine")
+    capsys.readouterr()
+    assert main([*command, "12"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nuwaxl-train: error: expected none of the 1 episodes in ")
+    assert "found episode_0000.mp4 and 1 more; name another folder, or draw them anew by --force" in said
+    assert (tmp_path / "episode_0000.mp4").read_bytes() == before["episode_0000.mp4"]
+    (tmp_path / "episode_0000.mp4").unlink()
+    assert main([*command, "12"]) == 2, "captions of one's own are not overwritten either"
+    assert (tmp_path / "episode_0000.jsonl").read_text() == "mine"
+    assert main([*command, "10", "--force"]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert (tmp_path / "episode_0001.mp4").read_text() == (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_an_interrupted_episode_by_force_leaves_no_old_video_with_new_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(tmp_path, 1, 10, 0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nuwaxl.train.data.cartoon.episode.draw_character", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path, 1, 12, 1, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["episode_0000.jsonl"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,12 +25,15 @@ PROCESSES = 2
 _KEYFRAME_INTERVAL = 24  # short, so that a far-away frame is reached by decoding few others
 
 
-def generate(folder: str | Path, episodes: int, frames: int = 3600, seed: int = 0) -> list[Path]:
+def generate(
+    folder: str | Path, episodes: int, frames: int = 3600, seed: int = 0, *, force: bool = False
+) -> list[Path]:
     """Write `episodes` cartoons of `frames` frames (64 x 64, 16 a second) into `folder`; return the mp4s.
 
     Episode i is `episode_000i.mp4` with its captions, one line a frame, in `episode_000i.jsonl`. It is a
-    function of (seed, i, frames) alone. Raises InputError if a number is out of range or the folder cannot be
-    made. Two processes draw, so a script that calls this needs the usual `if __name__ == "__main__"`.
+    function of (seed, i, frames) alone. Raises InputError if a number is out of range, the folder cannot be made, or
+    one of these files is there already; with `force` it is replaced, and other files stay. Two processes draw, so a
+    script that calls this needs the usual `if __name__ == "__main__"`.
     """
     for name, value in (("episodes", episodes), ("frames", frames)):
         if value < 1:
@@ -39,6 +43,8 @@ def generate(folder: str | Path, episodes: int, frames: int = 3600, seed: int = 
     if seed < 0:
         raise InputError(expected="a seed of at least 0", found=str(seed), fix="give another seed")
     folder = Path(folder)
+    if not force:
+        _check_absent(folder, episodes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,10 +61,27 @@ def generate(folder: str | Path, episodes: int, frames: int = 3600, seed: int = 
         return list(progress(pool.map(write, range(episodes))))
 
 
+def _check_absent(folder: Path, episodes: int) -> None:
+    videos = [_video(folder, episode) for episode in range(episodes)]
+    there = [path for video in videos for path in (video, video.with_suffix(".jsonl")) if os.path.lexists(path)]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise InputError(
+            expected=f"none of the {episodes} episodes in {folder} yet",
+            found=f"{there[0].name}{more}",
+            fix="name another folder, or draw them anew by --force",
+        )
+
+
+def _video(folder: Path, episode: int) -> Path:
+    return folder / f"episode_{episode:04d}.mp4"
+
+
 def write_episode(folder: Path, episode: int, *, frames: int, seed: int) -> Path:
     """Write one episode and its captions; returns the path of the mp4, which bears that name only when it is whole."""
     script = episode_script(episode, frames=frames, seed=seed)
-    video = folder / f"episode_{episode:04d}.mp4"
+    video = _video(folder, episode)
+    video.unlink(missing_ok=True)  # an old one must not be left with new captions
     lines = (json.dumps({"frame": n, "text": moment.text}) for n, moment in enumerate(script.moments()))
     video.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial = video.with_suffix(".partial")
