@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
+from nuwaxl.train.data.kept import kept
+
+# What another release learned may be something else.
+_LEARNED_BY: list[Any] = ["captions", 1]
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,16 @@ class Captions:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a caption file: entries in order of frame, the first for frame 0.
+        """A caption file, kept from an earlier time or read now: entries in order of frame, the first for frame 0.
 
         Raises InputError, naming file and line, for anything else.
         """
         path = Path(path)
+        table = kept(path, _LEARNED_BY, lambda: asdict(cls._read(path)))
+        return cls(tuple(table["frames"]), tuple(table["texts"]))
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
         entries = read_entries(path)
         if entries[0][0] != 0:
             raise InputError(

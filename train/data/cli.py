@@ -27,7 +27,7 @@ Until a file is whole it is named NAME.jsonl.partial; the same command takes it 
 _LATENTS = """\
 Encode the videos of FOLDER by T-KLVAE once, ahead of training MTD by CONFIG.toml, which then encodes nothing.
 
-Latents are kept by video (path, size, time of change) and by network (weights, configuration, L).
+Latents are kept by video (name, size, time of change) and by network (weights, configuration, L).
 """
 
 

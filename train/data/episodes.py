@@ -11,9 +11,10 @@ import numpy as np
 
 from nuwaxl.errors import InputError
 from nuwaxl.train.data.captions import Captions
+from nuwaxl.train.data.index import video_index
 from nuwaxl.train.data.videos import VideoFile, list_videos
 
-OPEN_FILES = 128  # indexing a long video costs more than reading a few frames of it, so readers are kept
+OPEN_FILES = 128  # opening a long video costs more than reading a few frames of it, so readers are kept
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class EpisodeFolder:
         if episode not in self._open:
             if len(self._open) >= OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
-            self._open[episode] = VideoFile(self.episodes[episode].video)
+            video = self.episodes[episode].video
+            self._open[episode] = VideoFile(video, video_index(video))
         self._open.move_to_end(episode)
         return self._open[episode].read(frames)
 
@@ -124,8 +126,8 @@ class EpisodeFolder:
 
 
 def _open_episode(video: Path) -> Episode:
-    with VideoFile(video) as file:
-        frames, height, width, fps = len(file), file.height, file.width, file.fps
+    index = video_index(video)
+    frames = len(index.times)
     captions = Captions.load(video.with_suffix(".jsonl"))
     if captions.frames[-1] >= frames:
         raise InputError(
@@ -133,4 +135,4 @@ def _open_episode(video: Path) -> Episode:
             found=f"frame {captions.frames[-1]}",
             fix="pair the captions with their own video",
         )
-    return Episode(video, frames, height, width, fps, captions)
+    return Episode(video, frames, index.height, index.width, index.fps, captions)

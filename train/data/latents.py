@@ -7,7 +7,6 @@ consecutive frames, as they are decoded after a render.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from nuwaxl.errors import InputError
 from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.data.kept import file_identity
 from nuwaxl.train.data.videos import to_network
 from nuwaxl.train.networks.tklvae import TKLVAE
 
@@ -24,8 +24,8 @@ from nuwaxl.train.networks.tklvae import TKLVAE
 class LatentCache:
     """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of network and length>/.
 
-    The digest is of weights, configuration and window length L. A file is named by its video's path, size and time of
-    change, so that a video that was replaced is encoded again.
+    The digest is of weights, configuration and window length L. A file is named by its video's name, size and time of
+    change, so that a video that was replaced is encoded again, and one that was moved is not.
     """
 
     def __init__(self, folder: Path, network: TKLVAE, videos: EpisodeFolder, length: int) -> None:
@@ -35,8 +35,7 @@ class LatentCache:
 
     def path(self, episode: int) -> Path:
         video = self.videos.episodes[episode].video
-        status = video.stat()
-        key = f"{video.resolve()} {status.st_size} {status.st_mtime_ns}"
+        key = " ".join(map(str, file_identity(video, video.stat())))
         return self.folder / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
 
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
@@ -61,8 +60,11 @@ class LatentCache:
                 missing.append(episode)
         for episode in tqdm(missing, desc="latents", disable=None if show_progress else True):
             partial = self.path(episode).with_suffix(".partial.npy")
-            np.save(partial, self._encode(episode))
-            os.replace(partial, self.path(episode))
+            try:
+                np.save(partial, self._encode(episode))
+                partial.replace(self.path(episode))
+            finally:
+                partial.unlink(missing_ok=True)
 
     @torch.inference_mode()
     def _encode(self, episode: int) -> np.ndarray:

@@ -11,12 +11,11 @@ from typing import Self
 import av
 import numpy as np
 import torch
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from nuwaxl.errors import InputError
-from nuwaxl.train.data.libav import matroska_errors
+from nuwaxl.train.data.index import VideoIndex, open_container, unusable
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
 
@@ -46,76 +45,33 @@ def list_videos(folder: Path) -> list[Path]:
 class VideoFile:
     """A video opened for frame-accurate reading at random.
 
-    Opening walks over the packets once, without decoding, to learn every frame's time stamp and which of them
-    are keyframes; a frame is then reached by decoding from the keyframe before it. `decoded_frames` counts
-    the frames decoded so far. Raises InputError, naming the file, if it is missing, no video, or damaged.
+    Without an `index`, opening walks over the packets once, without decoding, to learn every frame's time stamp and
+    which of them are keyframes; a frame is then reached by decoding from the keyframe before it. `decoded_frames`
+    counts the frames decoded so far. Raises InputError, naming the file, if it is missing, no video, or damaged.
 
     `codec` is its name, `fps` the mean rate, `duration` in seconds. Frames are numbered in order of presentation,
     those that an edit list cuts away not counted.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, index: VideoIndex | None = None) -> None:
         self.path = Path(path)
         self.decoded_frames = 0
         self._to_rgb = VideoReformatter()  # kept: making one costs several times what a small frame does
+        self._container = open_container(self.path)
         try:
-            self._container: InputContainer = av.open(str(self.path))
-        except (av.FFmpegError, OSError) as error:
-            raise self._unusable(str(error.strerror or error)) from error
-        try:
-            self._index()
+            index = index or VideoIndex.read(self._container, self.path)
+            if not self._container.streams.video:
+                raise self._unusable("no video stream")
         except BaseException:
             self.close()
             raise
-
-    def _index(self) -> None:
-        if not self._container.streams.video:
-            raise self._unusable("no video stream")
         self._stream = self._container.streams.video[0]
-        self.width, self.height = self._stream.codec_context.width, self._stream.codec_context.height
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        self.fps = float(rate) if rate else 0.0
-        self.codec = self._stream.codec_context.codec.canonical_name
-        times: list[int] = []
-        keys: list[int] = []
-        starts: list[int] = []
-        end = 0
-        try:
-            # A Matroska reader passes over what is damaged in silence, and the frames after it would be misnumbered.
-            with matroska_errors(self._container) as first_error:
-                for packet in self._container.demux(self._stream):
-                    if packet.size == 0:  # the empty one at the end
-                        continue
-                    starts += [time for time in (packet.pts, packet.dts) if time is not None and len(times) == 0]
-                    if packet.is_discard:  # a frame edited away
-                        continue
-                    if packet.is_corrupt:
-                        raise self._unusable(f"a damaged packet after {len(times)} frames")
-                    if packet.pts is None:
-                        raise self._unusable(f"a frame without a time stamp after {len(times)} frames")
-                    times.append(packet.pts)
-                    end = max(end, packet.pts + (packet.duration or 0))
-                    if packet.is_keyframe:
-                        keys.append(packet.pts)
-                if first_error():
-                    raise self._unusable(f"{first_error()}, {len(times)} frames")
-        except av.FFmpegError as error:
-            raise self._unusable(f"{error.strerror} after {len(times)} frames") from error
-        if not times or not keys:
-            raise self._unusable("no frames")
-        self._times, self._keys = sorted(times), sorted(keys)
-        # The first frame may build on a keyframe that an edit list cuts away, and is decoded before it is shown.
-        self._start = min(starts)
-        if len(set(times)) != len(times):
-            raise self._unusable(f"{len(times)} frames at {len(set(times))} different times")
-        if not self.width or not self.height:
-            raise self._unusable(f"frames of {self.width} x {self.height} pixels")
-        self.duration = float((end - self._times[0]) * self._stream.time_base)
+        self.width, self.height, self.fps = index.width, index.height, index.fps
+        self.codec, self.duration = index.codec, index.duration
+        self._times, self._keys, self._start = index.times, index.keys, index.start
 
     def _unusable(self, found: str) -> InputError:
-        return InputError(
-            expected=f"a readable video at {self.path}", found=found, fix="check the file, or write it again"
-        )
+        return unusable(self.path, found)
 
     def __len__(self) -> int:
         """Number of frames."""
