@@ -23,7 +23,7 @@ from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.recompute import recompute_layers
-from nuwaxl.train.resume import captions_fingerprint, fingerprint
+from nuwaxl.train.resume import captions_fingerprint, check_unchanged, fingerprint
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
 from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
@@ -114,6 +114,9 @@ class MTDTask:
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
         self.vae.to(self.device, memory_format=torch.channels_last).eval()
         self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
+        previous = checkpoint.latest(Path(run.out))
+        if previous is not None:  # before hours of encoding videos that it was not trained on
+            check_unchanged(previous, {"data": self._data()})
         self.latents.fill(processes.share.of(range(len(self.folder))), show_progress and processes.leads)
         processes.wait()
 
@@ -146,11 +149,14 @@ class MTDTask:
         return {
             "training": dataclasses.asdict(self.training),
             **dataclasses.asdict(self.config),
-            "data": {
-                "videos": fingerprint(self.folder),
-                "captions": captions_fingerprint(self.folder),
-                "latents": self.latents.folder.name,  # whose T-KLVAE's they are
-            },
+            "data": self._data(),
+        }
+
+    def _data(self) -> dict[str, str]:
+        return {
+            "videos": fingerprint(self.folder),
+            "captions": captions_fingerprint(self.folder),
+            "latents": self.latents.folder.name,  # whose T-KLVAE's they are
         }
 
     def parameters(self) -> list[nn.Parameter]:

@@ -12,8 +12,8 @@ from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.data.episodes import EpisodeFolder
 
-# What a training learns does not depend on these keys of [run].
-_FREE = ("out", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "device")
+# What a training learns does not depend on these keys of [run]; of the data, [data] says what it is, wherever it lies.
+_FREE = ("data", "out", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "device")
 
 
 def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -40,8 +40,12 @@ def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def fingerprint(folder: EpisodeFolder) -> str:
-    """A digest of the videos' names and lengths in order: with the seed it decides which frames a step sees."""
-    return f"{len(folder)} videos, {_digest(f'{episode.video.name} {episode.frames}' for episode in folder.episodes)}"
+    """A digest of the videos in order: name, frames and bytes of each, but not the folder, which may be moved.
+
+    With the seed, names and frames decide which frames a step sees; the bytes tell videos of equal lengths apart.
+    """
+    lines = (f"{episode.video.name} {episode.frames} {episode.video.stat().st_size}" for episode in folder.episodes)
+    return f"{len(folder)} videos, {_digest(lines)}"
 
 
 def captions_fingerprint(folder: EpisodeFolder) -> str:

@@ -237,6 +237,7 @@ def test_tensorboard_may_be_left_out_and_must_be_where_it_is_missing(
         {"steps": 80},
         {"log_every": 5, "checkpoint_every": 7, "keep_checkpoints": 1, "tensorboard": False},
         {"device": "auto"},
+        {"data": "moved"},
     ],
 )
 def test_what_does_not_change_the_steps_done_may_change_on_resume(tmp_path: Path, changes: dict[str, object]) -> None:

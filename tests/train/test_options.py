@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from nuwaxl.errors import InputError
 from nuwaxl.train import checkpoint
+from nuwaxl.train.data.cartoon import generate
 from nuwaxl.train.distributed import Processes, Share
 from nuwaxl.train.loop import train
 from nuwaxl.train.networks.mtd import MTD
+from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.recompute import recompute_layers
 from nuwaxl.train.task import Objective, Task
 from nuwaxl.train.update import TrainingError, Update
@@ -316,6 +318,47 @@ def test_another_set_of_videos_is_refused_on_resume(cartoons: Path, tmp_path: Pa
         path.rename(path.with_stem("zz"))
     with pytest.raises(InputError, match=r"\[data\] videos = '2 videos, \w+', which was '2 videos"):
         train(tklvae_task(run), run, resume=True, show_progress=False)
+
+
+def test_a_moved_folder_is_gone_on_with_and_other_videos_of_equal_lengths_are_not(
+    cartoons: Path, tmp_path: Path
+) -> None:
+    videos, moved = tmp_path / "videos", tmp_path / "moved"
+    shutil.copytree(cartoons, videos)
+    run = run_config(videos, tmp_path / "out", steps=1)
+    train(tklvae_task(run), run, resume=False, show_progress=False)
+    videos.rename(moved)
+    run = run_config(moved, tmp_path / "out", steps=2)
+    task = tklvae_task(run)
+    assert [episode.video.parent for episode in task.folder.episodes] == [moved, moved], "the folder given is read"
+    train(task, run, resume=True, show_progress=False)
+    assert checkpoint.read_progress(tmp_path / "out" / "step_00000002")["configuration"]["run"]["data"] == str(moved)
+
+    generate(moved, 2, 96, 6, force=True)  # another seed
+    with pytest.raises(InputError, match=r"\[data\] videos = '2 videos, \w+', which was '2 videos"):
+        train(tklvae_task(run), run, resume=True, show_progress=False)
+
+
+def test_mtd_encodes_nothing_again_of_a_moved_folder_and_nothing_at_all_of_other_videos(
+    cartoons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, moved, folder = tmp_path / "videos", tmp_path / "moved", tmp_path / "folder"
+    shutil.copytree(cartoons, videos)
+    folder.mkdir()
+    write_tklvae(folder / "tklvae.safetensors")
+    run = run_config(videos, tmp_path / "out", steps=1)
+    train(mtd_task(run, folder), run, resume=False, show_progress=False)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(TKLVAE, "encode", fail)
+    videos.rename(moved)
+    run = run_config(moved, tmp_path / "out", steps=2)
+    train(mtd_task(run, folder), run, resume=True, show_progress=False)
+    generate(moved, 2, 96, 6, force=True)
+    with pytest.raises(InputError, match=r"\[data\] videos = "):
+        mtd_task(run, folder)
 
 
 def test_other_captions_and_another_tklvae_are_refused_on_resume(cartoons: Path, tmp_path: Path) -> None:
