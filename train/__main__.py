@@ -2,6 +2,6 @@
 
 import sys
 
-from nuwaxl.train.cli import main
+from nuwaxl.commands import train
 
-sys.exit(main())
+sys.exit(train())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ def load_into(module: nn.Module, path: Path, may_lack: str | None = None, *, map
     module.load_state_dict(weights, strict=False, assign=mapped)
 
 
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `final` once it is written, and is gone if that fails or is stopped."""
+    partial, old = (final.with_name(f"{final.name}.{what}") for what in ("partial", "old"))
+    for left in (partial, old):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if final.exists():
+            final.rename(old)
+        partial.rename(final)
+    finally:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below `folder`."""
     found = sorted(folder.glob(f"{_PREFIX}*[0-9]"))
@@ -76,26 +96,26 @@ def save_training(
     keep: int,
 ) -> None:
     """Write `step_NNNNNNNN/` with weights, their moving average and the optimisers' moments; drop all but `keep`."""
-    final = folder / f"{_PREFIX}{step:08d}"
-    partial = final.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, module in modules.items():
-        save_weights(module.state_dict(), partial / f"{name}.safetensors")
-    save_weights(ema, partial / "ema.safetensors")
-    for name, optimizer in optimizers.items():
-        moments = {
-            f"{index}.{key}": value
-            for index, state in optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
-        save_weights(moments, partial / f"{name}.safetensors")
-    progress = {"step": step, "configuration": configuration}
-    (partial / "training.json").write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    with whole_folder(folder / f"{_PREFIX}{step:08d}") as partial:
+        for name, module in modules.items():
+            save_weights(module.state_dict(), partial / f"{name}.safetensors")
+        save_weights(ema, partial / "ema.safetensors")
+        for name, optimizer in optimizers.items():
+            moments = {
+                f"{index}.{key}": value
+                for index, state in optimizer.state_dict()["state"].items()
+                for key, value in state.items()
+            }
+            save_weights(moments, partial / f"{name}.safetensors")
+        progress = {"step": step, "configuration": configuration}
+        (partial / "training.json").write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
     for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
-        shutil.rmtree(old)
+        old.rename(old.with_name(f"{old.name}.old"))  # half a checkpoint must not look like one
+    for old in folder.glob(f"{_PREFIX}*.old"):  # what a kill left, too
+        try:
+            shutil.rmtree(old)
+        finally:  # stopped: to its end all the same
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.loop import check_output, train
     from nuwaxl.train.mtd import MTDTask
     from nuwaxl.train.run import RunConfig, read_tables
+    from nuwaxl.train.signals import end_at_signals, heed_one_signal
     from nuwaxl.train.task import Task
     from nuwaxl.train.tklvae import TKLVAETask
 
@@ -109,13 +110,18 @@ def _train(arguments: argparse.Namespace) -> None:
     run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
     check_output(run, arguments.resume)  # before the task indexes videos and encodes them
     show_progress = sys.stderr.isatty()
-    try:
-        task: Task = TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
-        model = train(task, run, arguments.resume, show_progress)
-        if Processes.join(run).leads:
-            say(model)
-    finally:
-        Processes.leave()
+    with heed_one_signal():
+        try:
+            with end_at_signals():
+                Processes.join(run)
+            task: Task = (
+                TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
+            )
+            model = train(task, run, arguments.resume, show_progress)
+            if Processes.join(run).leads:
+                say(model)
+        finally:
+            Processes.leave()
 
 
 def _init(arguments: argparse.Namespace) -> None:

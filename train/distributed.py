@@ -10,7 +10,8 @@ single-threaded process a core is faster than one process with a thread a core, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -20,7 +21,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.train.run import RunConfig
 
 T = TypeVar("T")
@@ -106,13 +107,18 @@ class Processes:
 
     def gather(self, values: Tensor) -> Tensor:
         """(n,) of each process -> (world * n,) in order of rank."""
-        return gather(values) if self.world > 1 else values
+        if self.world == 1:
+            return values
+        with _together():
+            return gather(values)
 
     def means(self, figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """Mean of each figure over the values that all processes have of it."""
         sums = {name: (sum(values), len(values)) for name, values in figures.items()}
         totals: dict[str, tuple[float, int]] = {}
-        for of_one in gather_object([sums]) if self.world > 1 else [sums]:
+        with _together():
+            of_all = gather_object([sums]) if self.world > 1 else [sums]
+        for of_one in of_all:
             for name, (total, count) in of_one.items():
                 before = totals.get(name, (0.0, 0))
                 totals[name] = (before[0] + total, before[1] + count)
@@ -120,7 +126,8 @@ class Processes:
 
     def wait(self) -> None:
         """Wait for the other processes."""
-        PartialState().wait_for_everyone()
+        with _together():
+            PartialState().wait_for_everyone()
 
     @staticmethod
     def leave() -> None:
@@ -129,7 +136,24 @@ class Processes:
             PartialState().destroy_process_group()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Raises NuwaxlError where another process has ended: what went wrong is in its own words, not in ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        found = str(error).split(". ")[0]  # without advice
+        raise NuwaxlError(
+            f"expected the other processes to go on; found one that ended: {found}; see what it says, then go on by "
+            "--resume"
+        ) from error
+
+
 def _average(tensors: Sequence[Tensor]) -> None:
-    flat = reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]), "mean")
+    whole = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with _together():
+        flat = reduce(whole, "mean")
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.reshape(tensor.shape))

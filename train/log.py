@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from nuwaxl.errors import InputError
+from nuwaxl.files import write_file
 
 
 class TrainingLog:
@@ -71,6 +72,4 @@ def _forget_after(log: Path, step: int) -> None:
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
         # A last line without its end is what a kill or a full disk left of it.
         kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        partial = log.with_suffix(".partial")
-        partial.write_text(kept, encoding="utf-8")
-        partial.replace(log)
+        write_file(log, kept.encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -104,10 +103,5 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
 
 
 def _publish(task: Task, averages: Averages, out: Path) -> None:
-    """Write model/ whole or not at all."""
-    partial, final = out / "model.partial", out / "model"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    task.publish(averages.by_module(), partial)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    with checkpoint.whole_folder(out / "model") as partial:
+        task.publish(averages.by_module(), partial)

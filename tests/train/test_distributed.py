@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.train import checkpoint
 from nuwaxl.train.cli import main
 from nuwaxl.train.config import TKLVAEConfig, from_table
@@ -170,6 +170,37 @@ def test_shares_cover_the_batch_once() -> None:
         for process in processes:  # its parts are its share
             own = [number for share in process.parts(accumulation) for number in share.of(batch)]
             assert len(own) == len(process.share.of(batch))
+
+
+def test_that_another_process_ended_is_one_line_and_a_mistake_of_ours_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gloo says of it was seen when one of two processes was terminated."""
+    processes = Processes(0, 2, torch.device("cpu"))
+    said = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1. This is typically caused by"
+
+    errors: list[Exception] = [
+        RuntimeError(said),
+        torch.distributed.DistBackendError("NCCL error: remote process exited. Last"),
+        RuntimeError("shapes differ"),
+    ]
+
+    def fail(*_: object) -> None:
+        raise errors[0]
+
+    for name in ("gather", "gather_object", "reduce"):
+        monkeypatch.setattr(f"nuwaxl.train.distributed.{name}", fail)
+    calls = (
+        lambda: processes.gather(torch.zeros(1)),
+        lambda: processes.means({"loss": [1.0]}),
+        lambda: processes.average([torch.zeros(1)]),
+    )
+    for said in ("peer \\[127.0.0.1\\]:1", "remote process exited"):
+        for call in calls:
+            with pytest.raises(NuwaxlError, match=rf"found one that ended: .*{said}; .* by --resume$"):
+                call()
+        del errors[0]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="shapes differ"):
+            call()
 
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,54 @@ def test_a_stopped_and_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tmp_pa
     parts, whole = (files(tmp_path / name / "step_00000060") for name in ("parts", "whole"))
     del parts["training.json"], whole["training.json"]  # they name the output folder
     assert parts == whole
+
+
+@pytest.mark.parametrize("stopped", range(7))
+def test_a_run_that_is_stopped_while_it_writes_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    """At each file in turn of the second checkpoint and of the model published with it, and when these are renamed."""
+    train(Regression(), config(tmp_path, steps=20, schedule="constant"), resume=False, show_progress=False)
+    before = {name: files(tmp_path / name) for name in ("step_00000020", "model")}
+    save, rename, calls = checkpoint.save_weights, Path.rename, []
+
+    def count(done: Callable[..., Any], *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == stopped + 1:
+            raise KeyboardInterrupt
+        return done(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_weights", lambda *arguments: count(save, *arguments))
+    monkeypatch.setattr(Path, "rename", lambda *arguments: count(rename, *arguments))
+    run = config(tmp_path, steps=40, schedule="constant")
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(), run, resume=True, show_progress=False)
+    monkeypatch.undo()
+    last = "step_00000040" if stopped > 3 else "step_00000020"
+    assert checkpoint.latest(tmp_path) == tmp_path / last
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"log.jsonl", "tensorboard", "model", "step_00000020", last}
+    assert {name: files(tmp_path / name) for name in before} == before
+    train(Regression(), run, resume=True, show_progress=False)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step_00000040"
+    assert files(tmp_path / "model") != before["model"]
+
+
+def test_a_checkpoint_that_is_half_removed_does_not_look_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "line.safetensors").unlink()
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=True)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
