@@ -79,6 +79,7 @@ def entries(path: Path) -> list[dict[str, object]]:
 def test_captions_are_what_the_model_says_of_every_nth_frame(folder: Path, git: Path) -> None:
     assert main(["data", "caption", str(folder), "--model", str(git), "--every", "4", "--batch-size", "3",
                  "--max-tokens", "6", "--device", "cpu"]) == 0  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "a.mp4", "b.jsonl", "b.webm"]
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     model, processor = AutoModelForCausalLM.from_pretrained(git).eval(), AutoProcessor.from_pretrained(git)
@@ -95,7 +96,6 @@ def test_captions_are_what_the_model_says_of_every_nth_frame(folder: Path, git: 
         assert entries(captions) == expected
         assert len({entry["text"] for entry in expected}) > 1, "pictures make a difference"
         assert Captions.load(captions).text_at(5) == expected[1]["text"]
-    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "a.mp4", "b.jsonl", "b.webm"]
     assert all(report.usable for report in check_folder(folder, decode=False, show_progress=False))
 
 
