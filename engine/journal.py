@@ -9,6 +9,7 @@ may be missing.
     segment, u64 | crc32 of segment and latents, u32 | latents (L, c, h, w), float32        (little-endian)
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from nuwaxl.engine._core import Plan
 from nuwaxl.errors import InputError
+from nuwaxl.files import link_target
 
 _MAGIC = b"NUWAXLJ1"
 _LENGTH = struct.Struct("<I")
@@ -49,33 +51,36 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: Identity, shape: tuple[int, ...]) -> None:
-        self.path = path
+        self.path = path = link_target(path)
         self._shape = shape
         self._lock = threading.Lock()
-        self._records = 0
         with _readable(path):
             self._file = _locked(path)
             try:
                 if os.fstat(self._file.fileno()).st_size == 0:
-                    self._file.write(_header(identity))
-                self._at = _checked_header(self._file, path, identity)
+                    _write_header(self._file, path, identity)
+                self._begin = self._at = _checked_header(self._file, path, identity)
             except BaseException:
                 self._file.close()
                 raise
 
     def read(self, plan: Plan) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Segments of a plan that are there, with their latents, each after its parent. To be called first, and used
-        up: what follows the last good record goes."""
-        there: set[int] = set()
-        while (record := self._next()) is not None:
-            segment, latents = record
-            if segment in there or segment >= len(plan) or plan.segment(segment).parent not in {*there, -1}:
-                break
-            there.add(segment)
-            self._records += 1
-            self._at += _RECORD.size + latents.nbytes
-            yield segment, latents
-        self._file.truncate(self._at)
+        up: what follows the last good record goes.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        there = {-1}  # the parent of the first
+        with _readable(self.path):
+            while (record := self._next()) is not None:
+                segment, latents = record
+                if segment in there or segment >= len(plan) or plan.segment(segment).parent not in there:
+                    break
+                there.add(segment)
+                self._at += _RECORD.size + latents.nbytes
+                yield segment, latents
+            self._file.truncate(self._at)
 
     def add(self, segment: int, latents: NDArray[np.float32]) -> None:
         """Keep a segment. Where that fails there is a warning, and the render goes on without a journal."""
@@ -88,7 +93,6 @@ class Journal:
                 if (written := os.pwrite(self._file.fileno(), record, self._at)) < len(record):
                     raise OSError(f"only {written} of {len(record)} bytes could be written")
                 self._at += len(record)
-                self._records += 1
             except OSError as error:
                 self._close()
                 warnings.warn(
@@ -97,11 +101,19 @@ class Journal:
                 )
 
     def close(self) -> None:
-        """Let others have it. One without any segment is removed."""
+        """Let others have it. One without any segment is removed, as far as that is possible."""
         with self._lock:
-            if not self._file.closed and self._records == 0:
-                self.path.unlink(missing_ok=True)
+            if not self._file.closed:
+                with suppress(OSError):
+                    self._remove_empty()
             self._close()
+
+    def _remove_empty(self) -> None:
+        """By its size: who was interrupted while it was read closes it, too. And somebody may have removed this one and
+        begun another."""
+        file = os.fstat(self._file.fileno())
+        if file.st_size == self._begin and os.path.samestat(file, os.stat(self.path)):
+            self.path.unlink()
 
     def _close(self) -> None:
         if not self._file.closed:
@@ -128,14 +140,13 @@ def check_journal(path: Path, identity: Identity) -> None:
     Raises:
         InputError: see Journal.
     """
+    path = link_target(path)
     there = os.path.exists(path)
     with _readable(path), _locked(path) as file:
-        try:
-            if os.fstat(file.fileno()).st_size > 0:
-                _checked_header(file, path, identity)
-        finally:
-            if not there:
-                path.unlink(missing_ok=True)
+        if os.fstat(file.fileno()).st_size > 0:
+            _checked_header(file, path, identity)
+        elif not there:
+            path.unlink()
 
 
 def discard_journal(path: Path) -> None:
@@ -144,6 +155,7 @@ def discard_journal(path: Path) -> None:
     Raises:
         InputError: it is something else, in use, or cannot be removed.
     """
+    path = link_target(path)
     if not os.path.lexists(path):
         return
     with _readable(path), _locked(path) as file:
@@ -152,9 +164,16 @@ def discard_journal(path: Path) -> None:
         path.unlink()
 
 
-def _header(identity: Identity) -> bytes:
+def _write_header(file: FileIO, path: Path, identity: Identity) -> None:
+    """Begin an empty file, or remove it: half of a header would be refused the next time."""
     content = json.dumps(identity, sort_keys=True).encode()
-    return _MAGIC + _LENGTH.pack(len(content)) + content + _LENGTH.pack(zlib.crc32(content))
+    header = _MAGIC + _LENGTH.pack(len(content)) + content + _LENGTH.pack(zlib.crc32(content))
+    try:
+        if file.write(header) < len(header):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _checked_header(file: FileIO, path: Path, identity: Identity) -> int:
@@ -229,7 +248,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(
             expected=f"a journal that can be kept in {path}",
             found=error.strerror or str(error),
-            fix="give another name, or change the folder's permissions",
+            fix="give another name, or see to the room and the permissions there",
         ) from error
 
 

@@ -149,7 +149,13 @@ class Render:
         """A job, with what its journal has; without it where that cannot be used any more, and why."""
         of = partial(Job, self._manifest.network, self._tokenizer, task.story, request)
         try:
-            return of(open_journal(self._manifest, task.story, request)), None
+            journal = open_journal(self._manifest, task.story, request)
+            try:
+                return of(journal), None
+            except BaseException:  # Ctrl-C as well: a traceback that is kept would keep the journal from others
+                if journal is not None:
+                    journal.close()
+                raise
         except InputError as error:  # it was checked before; others may have changed it since
             return of(), RenderError(str(error))
 

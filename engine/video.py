@@ -9,9 +9,10 @@ from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Taken
 from nuwaxl.engine.job import Clip
+from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
-from nuwaxl.errors import RenderError
+from nuwaxl.errors import InputError, RenderError
 
 DEFAULT_FPS = 16.0
 
@@ -122,8 +123,8 @@ class Video:
 
     def _discard_journal(self) -> None:
         if self._request.journal is not None:
-            with suppress(OSError):  # the video is complete all the same
-                self._request.journal.unlink()
+            with suppress(InputError):  # the video is complete all the same
+                discard_journal(self._request.journal)
 
     def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
         with self._attempts.render(attempt) as render:

@@ -9,6 +9,7 @@ from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip
+from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Request, Task
 from nuwaxl.engine.video import DEFAULT_FPS
@@ -162,8 +163,8 @@ class Videos:
 
     def _discard_journal(self, number: int) -> None:
         if (journal := self._tasks[number][1].journal) is not None:
-            with suppress(OSError):  # the video is complete all the same
-                journal.unlink()
+            with suppress(InputError):  # the video is complete all the same
+                discard_journal(journal)
 
     def _events(self, attempt: Attempt) -> Generator[tuple[Render, Taken | Ended], None, None]:
         with self._attempts.render(attempt) as render, closing(render.events()) as events:

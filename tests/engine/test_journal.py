@@ -1,9 +1,11 @@
 """The journal: what is kept of a render that ended early, and that the same render goes on from there and no other."""
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from nuwaxl.engine import Engine, Plan, Progress, Story, Task
 from nuwaxl.engine.journal import Journal, check_journal, discard_journal
+from nuwaxl.engine.resumption import open_journal
 from nuwaxl.errors import InputError, RenderError
 
 STORY = Story([(0, "red sky"), (9, "blue sea")])
@@ -172,6 +175,73 @@ def test_one_without_a_segment_does_not_stay(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_that_was_not_read_to_its_end_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    written(path, [0, 2])
+    Journal(path, IDENTITY, SHAPE).close()
+    journal = Journal(path, IDENTITY, SHAPE)
+    next(journal.read(PLAN))
+    journal.close()
+    assert read(path) == [0, 2]
+
+
+def test_what_others_began_in_its_place_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    journal = Journal(path, IDENTITY, SHAPE)
+    path.unlink()
+    written(path, [0])
+    journal.close()
+    assert read(path) == [0]
+
+
+def test_one_that_cannot_be_removed_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    journal = Journal(tmp_path / "a.journal", IDENTITY, SHAPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        journal.close()
+    assert read(tmp_path / "a.journal") == []
+
+
+def test_a_link_stays_where_it_is_and_what_it_points_to_is_the_journal(tmp_path: Path) -> None:
+    link, target = tmp_path / "a.journal", tmp_path / "elsewhere"
+    link.symlink_to(target)
+    check_journal(link, IDENTITY)
+    assert (link.is_symlink(), target.exists()) == (True, False)
+    written(link, [0])
+    assert read(target) == [0]
+    discard_journal(link)
+    assert (link.is_symlink(), target.exists()) == (True, False)
+
+
+def test_reading_takes_time_in_proportion_to_the_segments(tmp_path: Path) -> None:
+    """A second or less; with all before looked at for each, it was a quarter of a minute."""
+    plan, nothing = Plan(200_000, 4), np.zeros((4, 1, 1, 1), np.float32)
+    journal = Journal(tmp_path / "a.journal", IDENTITY, nothing.shape)
+    for segment in range(60_000):
+        journal.add(segment, nothing)
+    journal.close()
+    journal = Journal(tmp_path / "a.journal", IDENTITY, nothing.shape)
+    began = time.process_time()
+    assert sum(1 for _ in journal.read(plan)) == 60_000
+    assert time.process_time() - began < 5
+    journal.close()
+
+
+def test_where_there_is_no_room_for_a_header_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(FileIO):
+        def write(self, content: Any) -> int:
+            return super().write(content[:20])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nuwaxl.engine.journal.FileIO", Full)
+        with pytest.raises(InputError, match="No space left on device"):
+            Journal(tmp_path / "a.journal", IDENTITY, SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_a_warning_and_the_render_goes_on(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +346,64 @@ def test_it_goes_only_when_the_video_is_written(
         engine.render(STORY, frames=30, journal=path).save(tmp_path / "a.mp4")
         videos.save([tmp_path / "b.mp4", tmp_path / "c.mp4"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_that_of_a_render_that_took_over_meanwhile_is_not_removed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last clip, after which the journal is nobody's, and the end of the file."""
+    path, replace_file = tmp_path / "a.journal", Path.replace
+    with Engine.open(tiny_bundle) as engine:
+        request = engine.resolve(Task(STORY, frames=30, journal=path))
+        others: list[Journal | None] = []
+
+        def taken_over(file: Path, target: Path) -> Path:
+            if target == tmp_path / "a.mp4":  # measured costs are kept in a file as well
+                others.append(open_journal(engine.bundle.manifest, STORY, request))
+            return replace_file(file, target)
+
+        monkeypatch.setattr(Path, "replace", taken_over)
+        for save in (
+            lambda: engine.render(STORY, frames=30, journal=path).save(tmp_path / "a.mp4"),
+            lambda: engine.render_many([Task(STORY, frames=30, journal=path)]).save([tmp_path / "a.mp4"]),
+        ):
+            save()
+            assert path.exists()
+            other = others.pop()
+            assert other is not None
+            other.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_a_journal_whose_reading_ends_early_is_let_go(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Though somebody keeps the traceback, as notebooks do; and a disk that fails costs that job alone."""
+    path = tmp_path / "a.journal"
+
+    def broken(*_: Any) -> None:
+        raise error
+
+    with Engine.open(tiny_bundle) as engine:
+        clips = iter(engine.render(STORY, frames=30, journal=path))
+        next(clips)
+        clips.close()
+        before = path.read_bytes()
+        videos = engine.render_many([Task(STORY, frames=30, journal=path), Task(STORY, frames=9)])
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "_next", broken)
+            if isinstance(error, OSError):
+                list(videos)
+                first, second = (result.error for result in videos.results)
+                assert "Input/output error" in str(first)
+                assert second is None
+            else:
+                with pytest.raises(KeyboardInterrupt) as kept:
+                    list(videos)
+                assert kept.value is error
+        assert path.read_bytes() == before
+        list(engine.render(STORY, frames=30, journal=path))
+    assert not path.exists()
 
 
 def test_of_two_videos_with_one_journal_only_one_is_rendered(tiny_bundle: Path, tmp_path: Path) -> None:
