@@ -13,7 +13,7 @@ from nuwaxl.engine.story import Story
 
 
 def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, Any]:
-    """All that the frames depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
+    """All that the latents depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
     TensorRT plans are not in it."""
     graphs = {name: graph_sha256(manifest, name) for name in manifest.graphs if name != "encode"}
     tokenizer = [entry.sha256 for name, entry in manifest.files.items() if name == TOKENIZER_FILE]
@@ -56,7 +56,7 @@ def check(manifest: Manifest, story: Story, request: Request) -> None:
 
 def content(manifest: Manifest, story: Story, request: Request) -> str:
     """What the file of a video says of what is in it."""
-    return f"nuwaxl {_sha256([identity(manifest, story, request), story.fps])}"
+    return f"nuwaxl {_sha256([identity(manifest, story, request), story.fps, manifest.network.decode_overlap])}"
 
 
 def _sha256(value: Any) -> str:

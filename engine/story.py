@@ -52,7 +52,8 @@ class Story:
     ) -> None:
         checked = tuple(scene if isinstance(scene, Scene) else Scene(*scene) for scene in scenes)
         _check_scenes(checked)
-        object.__setattr__(self, "scenes", checked)
+        # Frames in the plain type: others may be numbers of numpy, which JSON has not.
+        object.__setattr__(self, "scenes", tuple(Scene(int(scene.at), scene.prompt) for scene in checked))
         frames = None if frames is None else whole_number("frames", frames, least=1)
         object.__setattr__(self, "frames", frames)
         object.__setattr__(self, "fps", None if fps is None else check_fps(fps))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nuwaxl.engine import Engine, Plan, Progress, Story, Task
 from nuwaxl.engine.journal import Journal, check_journal, discard_journal
-from nuwaxl.engine.resumption import open_journal
+from nuwaxl.engine.resumption import content, identity, open_journal
 from nuwaxl.errors import InputError, RenderError
 
 STORY = Story([(0, "red sky"), (9, "blue sea")])
@@ -404,6 +404,18 @@ def test_a_journal_whose_reading_ends_early_is_let_go(
         assert path.read_bytes() == before
         list(engine.render(STORY, frames=30, journal=path))
     assert not path.exists()
+
+
+def test_a_video_says_of_what_it_is_made(tiny_bundle: Path) -> None:
+    """Of the decoder's windows as well, which a journal has nothing to do with; and numbers may be numpy's."""
+    with Engine.open(tiny_bundle) as engine:
+        manifest = engine.bundle.manifest
+        request = engine.resolve(Task(STORY, frames=30))
+        numpys = Story([(np.int64(scene.at), scene.prompt) for scene in STORY.scenes])  # type: ignore[misc]
+    other = replace(manifest, network=replace(manifest.network, decode_overlap=0))
+    assert content(manifest, STORY, request) == content(manifest, numpys, request)
+    assert content(manifest, STORY, request) != content(other, STORY, request)
+    assert identity(manifest, STORY, request) == identity(other, STORY, request)
 
 
 def test_of_two_videos_with_one_journal_only_one_is_rendered(tiny_bundle: Path, tmp_path: Path) -> None:
