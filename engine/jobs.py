@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
 from nuwaxl.errors import InputError, NuwaxlError
-from nuwaxl.files import is_file_name
+from nuwaxl.files import is_file_name, link_target
 from nuwaxl.formats import parse_json
 
 SCHEMA = "nuwaxl-jobs/1"
@@ -90,16 +91,21 @@ def render_jobs(
     """
     outcomes: dict[int, Outcome] = {}
 
-    def end(job: JobLine, result: VideoResult | None, error: NuwaxlError | None) -> None:
-        outcomes[job.number] = outcome = Outcome(
-            line=job.number,
-            out=job.out,
-            frames=None if result is None else result.frames,
-            wall_s=None if result is None else round(result.end_s - result.start_s, 6),
-            error=None if error is None else " ".join(str(error).split()),
-        )
+    def note(outcome: Outcome) -> None:
+        outcomes[outcome.line] = outcome
         if on_end is not None:
             on_end(outcome)
+
+    def end(job: JobLine, result: VideoResult | None, error: NuwaxlError | None) -> None:
+        note(
+            Outcome(
+                line=job.number,
+                out=job.out,
+                frames=None if result is None else result.frames,
+                wall_s=None if result is None else round(result.end_s - result.start_s, 6),
+                error=None if error is None else " ".join(str(error).split()),
+            )
+        )
 
     good: list[tuple[JobLine, Path, Task]] = []
     for job in jobs:
@@ -109,7 +115,9 @@ def render_jobs(
             end(job, None, error)
             continue
         if not fresh and comment_of(path) == content(engine.bundle.manifest, task.story, request):
-            outcomes[job.number] = Outcome(job.number, job.out, request.frames, None, None, there=True)
+            with suppress(InputError):  # a run that was killed between the two left it
+                discard_journal(journal_of(path))
+            note(Outcome(job.number, job.out, request.frames, None, None, there=True))
         else:
             good.append((job, path, task))
     if good:
@@ -192,7 +200,8 @@ def _below(folder: Path, name: str) -> Path:
 
 
 def journal_of(video: Path) -> Path:
-    """Where the journal of a video is that the command-line tool renders."""
+    """Where the journal of a video is that the command-line tool renders: beside the file that is written."""
+    video = link_target(video)
     return video.with_name(f"{video.name}.journal")
 
 

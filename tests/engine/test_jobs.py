@@ -8,7 +8,9 @@ from typing import Any
 import av
 import pytest
 
+from nuwaxl.engine import Engine
 from nuwaxl.engine.cli import main
+from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs
 
 Line = dict[str, object] | str
 Jobs = Callable[..., tuple[int, dict[str, Any], str]]  # exit status, summary.json, what was printed on stderr
@@ -229,3 +231,24 @@ def test_a_journal_of_another_video_fails_its_job_alone(jobs: Jobs, tmp_path: Pa
     assert (status, summary["done"], summary["failed"]) == (1, 1, 1)
     assert "expected a journal of nuwaxl" in error
     assert (tmp_path / "videos" / "a.mp4.journal").read_text() == "mine"
+
+
+def test_every_outcome_is_told_and_no_journal_stays_beside_a_complete_video(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A run that is killed after it gave a video its name leaves the journal."""
+    (tmp_path / "story.toml").write_text('[[scene]]\nat = 0\nprompt = "red sky"\n')
+    file = tmp_path / "jobs.jsonl"
+    file.write_text('{"story": "story.toml", "frames": 9, "out": "a.mp4"}\n{}')
+    journal = tmp_path / "a.mp4.journal"
+    with Engine.open(tiny_bundle) as engine:
+        jobs = read_jobs(file, tmp_path)
+        render_jobs(engine, jobs)
+        assert jobs[0].task is not None
+        clips = iter(engine.render(jobs[0].task.story, frames=9, journal=journal))
+        next(clips)
+        clips.close()
+        assert journal.exists()
+        told: list[Outcome] = []
+        outcomes = render_jobs(engine, jobs, on_end=told.append)
+    assert [outcome.there for outcome in outcomes] == [True, False]
+    assert sorted(told, key=lambda outcome: outcome.line) == outcomes
+    assert not journal.exists()
