@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from nuwaxl.cli import Parser, non_negative_float, positive_int, run, say, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
@@ -16,7 +17,7 @@ from nuwaxl.engine.jobs import Outcome, journal_of, read_jobs, render_jobs, summ
 from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.progress_bars import ProgressBars
-from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES
+from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES, Task
 from nuwaxl.engine.story import Story
 from nuwaxl.errors import InputError, RenderError
 
@@ -127,29 +128,34 @@ def _render(arguments: argparse.Namespace) -> None:
     story = Story.load(arguments.story)
     out = check_output(arguments.out)
     journal = journal_of(out)
-    if arguments.fresh:
-        discard_journal(journal)
-    if journal.exists():
-        print(f"going on with what is finished in {journal}", file=sys.stderr)
+    task: dict[str, Any] = {
+        "frames": arguments.frames,
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "sampler": arguments.sampler,
+        "negative_prompt": arguments.negative_prompt,
+        "depth": arguments.depth,
+    }
     with (
-        _kept(journal.exists, journal),
+        _kept(journal.exists, journal, arguments.fresh),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
+        if arguments.fresh:
+            engine.resolve(Task(story, **task))  # what cannot be rendered costs no journal
+            discard_journal(journal)
+        going_on = journal.exists()
         video = engine.render(
             story,
-            frames=arguments.frames,
-            seed=arguments.seed,
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            sampler=arguments.sampler,
+            **task,
             policy=arguments.policy,
             max_batch=arguments.max_batch,
-            negative_prompt=arguments.negative_prompt,
-            depth=arguments.depth,
             journal=journal,
             progress=bars,
         )
+        if going_on:
+            print(f"going on with what is finished in {journal}", file=sys.stderr)
         video.save(out)
     stats = video.stats
     say(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
@@ -166,7 +172,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         ) from error
     started = perf_counter()
     with (
-        _kept(lambda: any(out_dir.rglob("*.mp4.journal")), out_dir),
+        _kept(lambda: any(out_dir.rglob("*.mp4.journal")), out_dir, arguments.fresh),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
@@ -192,7 +198,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _kept(anything: Callable[[], bool], place: Path) -> Iterator[None]:
+def _kept(anything: Callable[[], bool], place: Path, fresh: bool) -> Iterator[None]:
     """Say what a render that ends early leaves."""
     try:
         yield
@@ -200,7 +206,8 @@ def _kept(anything: Callable[[], bool], place: Path) -> Iterator[None]:
         raise
     except BaseException:
         if anything():
-            print(f"what is finished is in {place}: the same command goes on from there", file=sys.stderr)
+            command = "the same command without --fresh" if fresh else "the same command"
+            print(f"what is finished is in {place}: {command} goes on from there", file=sys.stderr)
         raise
 
 

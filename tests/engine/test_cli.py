@@ -17,6 +17,7 @@ import pytest
 
 from nuwaxl.engine import Engine, Progress, Story
 from nuwaxl.engine.cli import main
+from nuwaxl.engine.jobs import journal_of
 from nuwaxl.engine.progress_bars import ProgressBars
 
 
@@ -229,6 +230,48 @@ def test_fresh_begins_anew(tiny_bundle: Path, story_file: Path, tmp_path: Path) 
     assert main([*arguments, "--fresh"]) == 0
     assert not journal.exists()
     assert out.exists()
+
+
+def test_fresh_costs_no_journal_where_nothing_can_be_rendered(
+    tiny_bundle: Path, story_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, journal = tmp_path / "out.mp4", tmp_path / "out.mp4.journal"
+    with Engine.open(tiny_bundle) as engine:
+        clips = iter(engine.render(Story.load(story_file), frames=20, journal=journal))
+        next(clips)
+        clips.close()
+    before = journal.read_bytes()
+    for wrong in (["--depth", "1"], ["--bundle", str(tmp_path)], ["--devices", "abacus"]):
+        arguments = [str(story_file), "--out", str(out), "--bundle", str(tiny_bundle), "--frames", "20", *wrong]
+        assert main([*arguments, "--fresh"]) == 2
+        assert main(arguments) == 2
+        assert "going on" not in capsys.readouterr().err
+    assert journal.read_bytes() == before
+
+
+def test_what_began_anew_goes_on_without_fresh(
+    tiny_bundle: Path,
+    story_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nuwaxl.engine.mp4.Mp4Writer.finish", interrupted)
+    out = tmp_path / "out.mp4"
+    arguments = [str(story_file), "--out", str(out), "--bundle", str(tiny_bundle), "--frames", "20"]
+    assert main([*arguments, "--fresh"]) == 130
+    assert "the same command without --fresh goes on from there" in capsys.readouterr().err
+    assert main(arguments) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_the_journal_lies_beside_the_file_that_is_written(tiny_bundle: Path, story_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out.mp4").symlink_to(tmp_path / "real" / "video.mp4")
+    assert journal_of(tmp_path / "out.mp4") == tmp_path / "real" / "video.mp4.journal"
 
 
 def test_progress_bars_are_drawn_on_a_terminal_only(
