@@ -3,6 +3,7 @@
 import importlib
 import os
 import tempfile
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -120,9 +121,10 @@ class Mp4Writer:
             self._part.unlink(missing_ok=True)
 
     def abort(self) -> None:
-        """Leave no file."""
+        """Leave no file. That what was written so far cannot be completed is no news."""
         try:
-            self._container.close()
+            with suppress(OSError, self._av.FFmpegError):
+                self._container.close()
         finally:
             self._part.unlink(missing_ok=True)
 

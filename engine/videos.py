@@ -102,12 +102,15 @@ class Videos:
             )
         files = [check_output(path) for path in paths]
         writers: dict[int, Mp4Writer] = {}
+        unwritable: set[int] = set()
         try:
             with closing(self._events(Attempt())) as events:
                 for render, event in events:
                     number = event.job
                     try:
                         if isinstance(event, Taken):
+                            if number in unwritable:  # clips that were there already; FFmpeg crashes on them
+                                continue
                             if number not in writers:
                                 fps = self._tasks[number][0].story.fps or DEFAULT_FPS
                                 writer = Mp4Writer(
@@ -125,6 +128,7 @@ class Videos:
                     except (RenderError, InputError) as error:
                         # Its folder may have gone since the paths were checked.
                         failure = error if isinstance(error, RenderError) else RenderError(str(error))
+                        unwritable.add(number)
                         render.fail(number, failure)
                         self._fail(number, failure)
                     if isinstance(event, Ended):

@@ -227,8 +227,12 @@ def test_a_file_that_cannot_be_written_fails_alone(tiny_bundle: Path, tmp_path: 
 
     write = Mp4Writer.write
 
+    refused = []
+
     def full_disk(self: Mp4Writer, frames: np.ndarray) -> None:
         if "bad" in str(self._path):
+            time.sleep(0.3)  # further clips of it are there meanwhile
+            refused.append(frames)
             raise RenderError("no space left")
         write(self, frames)
 
@@ -236,6 +240,7 @@ def test_a_file_that_cannot_be_written_fails_alone(tiny_bundle: Path, tmp_path: 
     with Engine.open(tiny_bundle, devices="cpu:2") as engine:
         results = engine.render_many([Task(SKY, frames=80), SEA]).save([tmp_path / "bad.mp4", tmp_path / "good.mp4"])
     assert "no space left" in str(results[0].error)
+    assert len(refused) == 1  # FFmpeg crashes where more is written after a failure
     assert results[1].error is None
     assert [path.name for path in tmp_path.iterdir()] == ["good.mp4"]
 

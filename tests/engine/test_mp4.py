@@ -146,3 +146,15 @@ def test_without_pyav_clips_can_be_had_and_a_file_is_refused(
 def test_a_name_longer_than_the_file_system_takes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="File name too long"):
         check_output(tmp_path / ("a" * 300 + ".mp4"))
+
+
+def test_a_file_that_cannot_be_completed_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    writer = Mp4Writer(tmp_path / "a.mp4", width=16, height=16, fps=16).open()
+    writer._container.close()
+    monkeypatch.setattr(writer, "_container", Full())
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
