@@ -199,6 +199,8 @@ def load_onnxruntime() -> ModuleType:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while its native module began
+            raise error.__cause__ from None
         raise InputError(
             expected="an inference runtime (the package onnxruntime)",
             found=str(error),

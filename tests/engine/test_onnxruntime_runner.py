@@ -12,7 +12,7 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.runners.base import Denoising, Segments
-from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
+from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner, load_onnxruntime
 from nuwaxl.errors import InputError
 
 WORKER = Worker("cpu#0", threads=1, alone=True)
@@ -174,6 +174,15 @@ def test_a_missing_onnxruntime_is_one_line_that_names_the_extra(tiny_bundle: Pat
     assert "nuwaxl[cpu]" in done.stderr
     assert "nuwaxl[cuda]" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_onnxruntime_is_imported_is_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:  # as its native module has it
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_onnxruntime()
 
 
 @pytest.mark.parametrize("large", [False, True])
