@@ -43,8 +43,10 @@ class Job:
         story: Story,
         request: Request,
         journal: Journal | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """What is in `journal` is taken from there, and every segment that is finished is added.
+        """What is in `journal` is taken from there, and every segment that is finished is added. `check` is called
+        before each that is taken, which may be gigabytes; what it raises ends that.
 
         Attributes:
             finished: segments that were in the journal, in rising order.
@@ -61,6 +63,7 @@ class Job:
         self.finished: list[int] = []
         if journal is not None:
             for segment, latents in journal.read(request.plan):
+                check()
                 self._store.put(segment, latents)
                 self.finished.append(segment)
             self.finished.sort()

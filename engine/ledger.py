@@ -66,6 +66,15 @@ class Ledger:
                     finished=job.finished,
                 )
 
+    def check(self) -> None:
+        """Where nothing is awaited, but time passes.
+
+        Raises:
+            RenderCancelled: cancel() was called.
+        """
+        with self.lock:
+            self.check_cancelled()
+
     def close(self, number: int) -> RenderError | None:
         """Forget a job; why it failed, if it did."""
         with self.lock:

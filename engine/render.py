@@ -151,7 +151,7 @@ class Render:
         try:
             journal = open_journal(self._manifest, task.story, request)
             try:
-                return of(journal), None
+                return of(journal, self._ledger.check), None
             except BaseException:  # Ctrl-C as well: a traceback that is kept would keep the journal from others
                 if journal is not None:
                     journal.close()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nuwaxl.engine import Engine, Plan, Progress, Story, Task
 from nuwaxl.engine.journal import Journal, check_journal, discard_journal
 from nuwaxl.engine.resumption import content, identity, open_journal
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import InputError, RenderCancelled, RenderError
 
 STORY = Story([(0, "red sky"), (9, "blue sea")])
 PLAN = Plan(40, 4)  # 1 + 5 + 14 segments or so
@@ -404,6 +404,33 @@ def test_a_journal_whose_reading_ends_early_is_let_go(
         assert path.read_bytes() == before
         list(engine.render(STORY, frames=30, journal=path))
     assert not path.exists()
+
+
+def test_cancelling_while_a_journal_is_read_ends_it(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.journal"
+    with Engine.open(tiny_bundle) as engine:
+        clips = iter(engine.render(STORY, frames=30, journal=path))
+        next(clips)
+        clips.close()
+        before = path.read_bytes()
+        video = engine.render(STORY, frames=30, journal=path)
+        read: list[int] = []
+        read_next = Journal._next
+
+        def cancelled(journal: Journal) -> Any:
+            video.cancel()
+            read.append(journal._at)
+            return read_next(journal)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "_next", cancelled)
+            with pytest.raises(RenderCancelled):
+                next(iter(video))
+        assert len(read) == 1
+        assert path.read_bytes() == before
+        list(engine.render(STORY, frames=30, journal=path))
 
 
 def test_a_video_says_of_what_it_is_made(tiny_bundle: Path) -> None:
