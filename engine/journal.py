@@ -219,6 +219,8 @@ def _no_journal(path: Path) -> InputError:
 
 def _locked(path: Path) -> FileIO:
     """The file, opened, and locked until it is closed."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # /dev/null; a pipe would block
+        raise _no_journal(path)
     while True:
         file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
         try:

@@ -127,6 +127,19 @@ def test_what_is_no_journal_is_refused_and_stays(tmp_path: Path, content: bytes)
     assert path.read_bytes() == content
 
 
+def test_a_pipe_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    os.mkfifo(path)
+    for use in (
+        lambda: Journal(path, IDENTITY, SHAPE),
+        lambda: check_journal(path, IDENTITY),
+        lambda: discard_journal(path),
+    ):
+        with pytest.raises(InputError, match="found something else"):
+            use()
+    assert path.exists()
+
+
 def test_one_that_is_in_use_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     journal = Journal(path, IDENTITY, SHAPE)
