@@ -1,4 +1,4 @@
-"""What a denoising step costs on a device, by batch size: measured in the first seconds, kept for the next time."""
+"""What a denoising step costs on a device, by batch size: measured before the first render, kept for the next time."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _GAIN = 0.02
 _REPEATS = 3
 _TABLE = 3  # how costs are measured: those that another release kept are measured again
 _LONG_S = 10.0  # what takes longer is timed once after it was warmed up
-_LOAD_S = 0.2  # a device that works by itself is timed for so long, after it was at work for as long
+_LOAD_S = 0.1  # a device that works by itself is timed for so long, after it was at work for as long
 
 
 def device_costs(
@@ -99,12 +99,7 @@ def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[]
         smaller, larger = larger, min(2 * larger, max_batch)
     if isinstance(runner, Padded):
         step_s = _of_every_size(runner, step_s, lambda size: _steps_s(runner, network, [size], check)[size])
-    latents = random_latents(network, 1, np.random.default_rng(0))
-    decode_s: list[float] = []
-    while len(decode_s) < _REPEATS and (len(decode_s) < 2 or decode_s[-1] < _LONG_S):
-        check()
-        decode_s.append(_timed(lambda: runner.decode(latents)))
-    return CostModel(list(step_s), list(step_s.values()), decode_s=min(decode_s))
+    return CostModel(list(step_s), list(step_s.values()), decode_s=_decode_s(runner, network, check))
 
 
 def _of_every_size(runner: Padded, step_s: dict[int, float], time_step: Callable[[int], float]) -> dict[int, float]:
@@ -162,12 +157,29 @@ def _step_s(runner: Runner, network: Network, size: int, check: Callable[[], Non
             probe.step()
         probe.wait()
 
-    first_s = _timed(lambda: steps(1))
-    if not warm or not goes_on(runner):
-        return first_s
-    count = max(1, round(_LOAD_S / first_s))
-    steps(count)
-    return _timed(lambda: steps(count)) / count
+    return _steadily(steps) if warm and goes_on(runner) else _timed(lambda: steps(1))
+
+
+def _decode_s(runner: Runner, network: Network, check: Callable[[], None]) -> float:
+    """Seconds of decoding a window: the fastest of a few."""
+    latents = random_latents(network, 1, np.random.default_rng(0))
+
+    def decode(count: int) -> None:
+        for _ in range(count):
+            check()
+            runner.decode(latents)
+
+    taken_s = [_timed(lambda: decode(1))]
+    while len(taken_s) < _REPEATS and (len(taken_s) < 2 or taken_s[-1] < _LONG_S):
+        taken_s.append(_steadily(decode) if goes_on(runner) else _timed(lambda: decode(1)))
+    return min(taken_s)
+
+
+def _steadily(repeat: Callable[[int], None]) -> float:
+    """Seconds of one of several that follow one another, behind as many that are not timed."""
+    count = max(1, round(_LOAD_S / _timed(lambda: repeat(1))))
+    repeat(count)
+    return _timed(lambda: repeat(count)) / count
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -17,7 +17,7 @@ from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
 from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Method, Policy, Request, Schedule, Task, resolve, resolve_schedule
-from nuwaxl.engine.resumption import check, content
+from nuwaxl.engine.resumption import check_resumable, made_of
 from nuwaxl.engine.runners.base import Runner
 from nuwaxl.engine.runners.opening import open_local
 from nuwaxl.engine.stats import ProgressCallback
@@ -132,7 +132,7 @@ class Engine:
         """
         task = Task(story, frames, seed, steps, guidance, sampler, negative_prompt, depth, method, journal)
         request, schedule = self.resolve(task), resolve_schedule(policy, max_batch)
-        check(self.bundle.manifest, story, request)
+        check_resumable(self.bundle.manifest, story, request)
         return Video(
             lambda attempt: self._begin(attempt, [(task, request)], schedule, progress),
             request=request,
@@ -141,7 +141,7 @@ class Engine:
             height=self.bundle.manifest.network.height,
             width=self.bundle.manifest.network.width,
             fps=story.fps,
-            content=content(self.bundle.manifest, story, request),
+            content=made_of(self.bundle.manifest, story, request),
         )
 
     def render_many(
@@ -169,7 +169,7 @@ class Engine:
         for number, task in enumerate(tasks):
             try:
                 request = self.resolve(task)
-                check(self.bundle.manifest, task.story, request)
+                check_resumable(self.bundle.manifest, task.story, request)
                 resolved.append((task, request))
             except InputError as error:
                 raise InputError(
@@ -181,7 +181,7 @@ class Engine:
             resolved,
             height=self.bundle.manifest.network.height,
             width=self.bundle.manifest.network.width,
-            contents=[content(self.bundle.manifest, task.story, request) for task, request in resolved],
+            contents=[made_of(self.bundle.manifest, task.story, request) for task, request in resolved],
         )
 
     def resolve(self, task: Task) -> Request:

@@ -12,7 +12,7 @@ from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.journal import discard_journal
 from nuwaxl.engine.mp4 import check_output, comment_of
 from nuwaxl.engine.request import Policy, Request, Task
-from nuwaxl.engine.resumption import check, content
+from nuwaxl.engine.resumption import check_resumable, made_of
 from nuwaxl.engine.stats import ProgressCallback
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
@@ -114,7 +114,7 @@ def render_jobs(
         except InputError as error:
             end(job, None, error)
             continue
-        if not fresh and comment_of(path) == content(engine.bundle.manifest, task.story, request):
+        if not fresh and comment_of(path) == made_of(engine.bundle.manifest, task.story, request):
             with suppress(InputError):  # a run that was killed between the two left it
                 discard_journal(journal_of(path))
             note(Outcome(job.number, job.out, request.frames, None, None, there=True))
@@ -221,5 +221,5 @@ def _checked(engine: Engine, job: JobLine, fresh: bool) -> tuple[Path, Task, Req
     path = check_output(job.path)
     if fresh:
         discard_journal(journal_of(path))
-    check(engine.bundle.manifest, job.task.story, request)
+    check_resumable(engine.bundle.manifest, job.task.story, request)
     return path, job.task, request

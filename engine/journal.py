@@ -2,8 +2,8 @@
 
 A journal is a header, which says what is rendered, and a record a segment, in the order in which they were finished: so
 a parent's comes before its children's, and what is left of a file that was cut short can be used. Each has a checksum;
-what follows the first that is wrong is dropped. Nothing waits for the disk: after a loss of power the last half minute
-may be missing.
+one that is wrong is passed over, and so are those below it in the tree. Nothing waits for the disk: after a loss of
+power the last half minute may be missing.
 
     "NUWAXLJ1" | bytes of the header, u32 | header, JSON | its crc32, u32
     segment, u64 | crc32 of segment and latents, u32 | latents (L, c, h, w), float32        (little-endian)
@@ -66,7 +66,7 @@ class Journal:
 
     def read(self, plan: Plan) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Segments of a plan that are there, with their latents, each after its parent. To be called first, and used
-        up: what follows the last good record goes.
+        up: half a record at the end goes.
 
         Raises:
             InputError: it cannot be read.
@@ -75,11 +75,9 @@ class Journal:
         with _readable(self.path):
             while (record := self._next()) is not None:
                 segment, latents = record
-                if segment in there or segment >= len(plan) or plan.segment(segment).parent not in there:
-                    break
-                there.add(segment)
-                self._at += _RECORD.size + latents.nbytes
-                yield segment, latents
+                if segment not in there and segment < len(plan) and plan.segment(segment).parent in there:
+                    there.add(segment)
+                    yield segment, latents
             self._file.truncate(self._at)
 
     def add(self, segment: int, latents: NDArray[np.float32]) -> None:
@@ -122,16 +120,15 @@ class Journal:
             self._file.close()
 
     def _next(self) -> tuple[int, NDArray[np.float32]] | None:
-        """The record at the end of those that were read."""
-        size = 4 * int(np.prod(self._shape))
-        record = os.pread(self._file.fileno(), _RECORD.size + size, self._at)
-        if len(record) < _RECORD.size + size:
-            return None
-        segment, checksum = _RECORD.unpack_from(record)
-        content = record[_RECORD.size :]
-        if checksum != _checksum(segment, content):
-            return None
-        return segment, np.frombuffer(content, dtype="<f4").reshape(self._shape).astype(np.float32)
+        """The next record that is whole."""
+        size = _RECORD.size + 4 * int(np.prod(self._shape))
+        while len(record := os.pread(self._file.fileno(), size, self._at)) == size:
+            self._at += size
+            segment, checksum = _RECORD.unpack_from(record)
+            content = record[_RECORD.size :]
+            if checksum == _checksum(segment, content):
+                return segment, np.frombuffer(content, dtype="<f4").reshape(self._shape).astype(np.float32)
+        return None
 
 
 def check_journal(path: Path, identity: Identity) -> None:

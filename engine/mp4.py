@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import tempfile
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from nuwaxl.engine.unfinished import Unfinished, new_file
 from nuwaxl.errors import InputError, RenderError
 from nuwaxl.files import is_file_name, link_target
 
@@ -38,7 +38,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
             found="none",
             fix="create the folder",
         )
-    _unfinished(target).unlink()
+    new_file(target).unlink()
     return file
 
 
@@ -76,9 +76,9 @@ class Mp4Writer:
 
     def open(self) -> "Mp4Writer":
         """Make the unfinished file."""
-        self._part = _unfinished(self._path)
+        self._part = Unfinished(self._path)
         try:
-            self._container = self._av.open(str(self._part), "w", format="mp4")
+            self._container = self._av.open(str(self._part.path), "w", format="mp4")
             self._container.metadata["comment"] = self._comment
             self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": _CRF})
             self._stream.width, self._stream.height = self._size
@@ -86,7 +86,7 @@ class Mp4Writer:
             # The cores belong to the diffusion.
             self._stream.codec_context.thread_count = 1
         except BaseException as error:
-            self._part.unlink(missing_ok=True)
+            self._part.close()
             if isinstance(error, (OSError, self._av.FFmpegError)):
                 raise self._failed(error) from error
             raise
@@ -114,11 +114,11 @@ class Mp4Writer:
         try:
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            self._part.replace(self._path)
+            self._part.give_name(self._path)
         except (OSError, self._av.FFmpegError) as error:
             raise self._failed(error) from error
         finally:
-            self._part.unlink(missing_ok=True)
+            self._part.close()
 
     def abort(self) -> None:
         """Leave no file. That what was written so far cannot be completed is no news."""
@@ -126,7 +126,7 @@ class Mp4Writer:
             with suppress(OSError, self._av.FFmpegError):
                 self._container.close()
         finally:
-            self._part.unlink(missing_ok=True)
+            self._part.close()
 
     def _failed(self, error: Exception) -> RenderError:
         return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")
@@ -153,21 +153,3 @@ def _load_av() -> ModuleType:
             found=str(error),
             fix="pip install av, or iterate over the clips",
         ) from error
-
-
-def _unfinished(path: Path) -> Path:
-    """Make an empty file with a name of its own beside `path`, and with the permissions that a new file
-    gets."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder {path.parent} that can be written",
-            found=error.strerror or str(error),
-            fix="give another folder or change its permissions",
-        ) from error
-    umask = os.umask(0)
-    os.umask(umask)
-    os.fchmod(handle, 0o666 & ~umask)
-    os.close(handle)
-    return Path(name)

@@ -125,7 +125,7 @@ def resolve(manifest: Manifest, task: Task) -> Request:
 def _journal(name: Any) -> Path:
     if not isinstance(name, (str, os.PathLike)) or not is_file_name(os.fspath(name)):
         raise InputError(expected="a file name as journal", found=shown(name), fix="give another name")
-    return Path(name)
+    return Path(name).absolute()
 
 
 def _plan(frames: int, length: int, depth: Any, method: Any) -> Plan:

@@ -11,6 +11,10 @@ from nuwaxl.engine.plans import graph_sha256
 from nuwaxl.engine.request import Request
 from nuwaxl.engine.story import Story
 
+# Of what this code makes of the same request: noise, samplers, plans, the baseline's overlap. To be raised by whatever
+# changes the frames, so that none of before is taken for one of after.
+_ARITHMETIC = 1
+
 
 def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, Any]:
     """All that the latents depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
@@ -18,6 +22,7 @@ def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, An
     graphs = {name: graph_sha256(manifest, name) for name in manifest.graphs if name != "encode"}
     tokenizer = [entry.sha256 for name, entry in manifest.files.items() if name == TOKENIZER_FILE]
     return {
+        "arithmetic": _ARITHMETIC,
         "model": _sha256([graphs, tokenizer, asdict(manifest.diffusion)]),
         "story": _sha256([(scene.at, scene.prompt) for scene in story.scenes]),
         "frames": request.frames,
@@ -44,7 +49,7 @@ def open_journal(manifest: Manifest, story: Story, request: Request) -> Journal 
     return Journal(request.journal, identity(manifest, story, request), shape)
 
 
-def check(manifest: Manifest, story: Story, request: Request) -> None:
+def check_resumable(manifest: Manifest, story: Story, request: Request) -> None:
     """Check the journal that a render is to have, before any work.
 
     Raises:
@@ -54,7 +59,7 @@ def check(manifest: Manifest, story: Story, request: Request) -> None:
         check_journal(request.journal, identity(manifest, story, request))
 
 
-def content(manifest: Manifest, story: Story, request: Request) -> str:
+def made_of(manifest: Manifest, story: Story, request: Request) -> str:
     """What the file of a video says of what is in it."""
     return f"nuwaxl {_sha256([identity(manifest, story, request), story.fps, manifest.network.decode_overlap])}"
 

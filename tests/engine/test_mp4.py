@@ -2,7 +2,9 @@
 
 import os
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -158,3 +160,31 @@ def test_a_file_that_cannot_be_completed_can_be_given_up(tmp_path: Path, monkeyp
     monkeypatch.setattr(writer, "_container", Full())
     writer.abort()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_stays(tmp_path: Path) -> None:
+    path, long_ago = tmp_path / "a.mp4", time.time() - 3600
+    killed = "import os, sys\nfrom nuwaxl.engine.mp4 import Mp4Writer\n" + (
+        "Mp4Writer(sys.argv[1], width=16, height=16, fps=8).open()\nos._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(path)], check=True)
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / ".a.b.01234567.part"  # of a.b.mp4
+    other.touch()
+    with Mp4Writer(path, width=16, height=16, fps=8) as living:
+        for file in tmp_path.iterdir():
+            os.utime(file, (long_ago, long_ago))
+        with Mp4Writer(path, width=16, height=16, fps=8) as writer:
+            assert not left.exists()
+            assert len(list(tmp_path.glob(".a.????????.part"))) == 2
+            writer.write(np.zeros((1, 16, 16, 3), np.uint8))
+        living.write(np.zeros((2, 16, 16, 3), np.uint8))
+    assert len(read_back(path)[0]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, "a.mp4"]
+
+
+def test_one_that_was_just_made_stays(tmp_path: Path) -> None:
+    (tmp_path / ".a.01234567.part").touch()
+    with Mp4Writer(tmp_path / "a.mp4", width=16, height=16, fps=8) as writer:
+        writer.write(np.zeros((1, 16, 16, 3), np.uint8))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".a.01234567.part", "a.mp4"]

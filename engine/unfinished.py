@@ -1,0 +1,67 @@
+"""The file that a video is written into until it is complete: beside it, and gone with its writer, sooner or later."""
+
+import fcntl
+import os
+import re
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from nuwaxl.errors import InputError
+
+_ABANDONED_S = 60.0  # one that nobody has locked is not about to be
+
+
+class Unfinished:
+    """An empty file with a name of its own beside `target`, and with the permissions that a new file gets.
+
+    It is locked while its writer lives, so that the next one for the same target removes what killed ones left.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        _remove_abandoned(target)
+        self.path = new_file(target)
+        self._held = self.path.open("rb")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def give_name(self, target: Path) -> None:
+        """It is complete: `target` is replaced by it."""
+        self.path.replace(target)
+
+    def close(self) -> None:
+        """Let go of it, and remove it unless it was given its name."""
+        self.path.unlink(missing_ok=True)
+        self._held.close()
+
+
+def new_file(target: Path) -> Path:
+    """An empty file beside `target`; see Unfinished."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise InputError(
+            expected=f"a folder {target.parent} that can be written",
+            found=error.strerror or str(error),
+            fix="give another folder or change its permissions",
+        ) from error
+    umask = os.umask(0)
+    os.umask(umask)
+    os.fchmod(handle, 0o666 & ~umask)
+    os.close(handle)
+    return Path(name)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Files of writers of this target that are no more."""
+    name = re.compile(rf"\.{re.escape(target.stem)}\.[a-z0-9_]{{8}}\.part")
+    with suppress(OSError):
+        for path in [path for path in target.parent.iterdir() if name.fullmatch(path.name)]:
+            with suppress(OSError), path.open("rb") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime > _ABANDONED_S:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its writer lives
+                    path.unlink()
