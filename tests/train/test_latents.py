@@ -14,6 +14,7 @@ from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.latents import LatentCache
 from nuwaxl.train.data.videos import to_network
 from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.resume import fingerprint
 from tests.train.tiny import TKLVAE_TINY, randomise
 
 LENGTH = 10  # does not divide the 96 frames of an episode
@@ -137,6 +138,42 @@ def test_a_cache_that_cannot_be_made_is_refused_by_name(cartoons: Path, network:
     cache = LatentCache(tmp_path / "file", network, EpisodeFolder(cartoons), LENGTH)
     with pytest.raises(InputError, match=r"latents that can be made at .*file; found Not a directory"):
         cache.fill([0], show_progress=False)
+
+
+def test_another_process_may_fill_the_same_cache_meanwhile(
+    cartoons: Path, network: TKLVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, save = EpisodeFolder(cartoons), np.save
+
+    def fill() -> LatentCache:
+        cache = LatentCache(tmp_path, network, videos, LENGTH)
+        cache.fill([0], show_progress=False)
+        return cache
+
+    def save_as_the_other_does(path: Path, array: np.ndarray) -> None:
+        save(path, array)
+        monkeypatch.setattr(np, "save", save)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: -1)
+            fill()
+
+    monkeypatch.setattr(np, "save", save_as_the_other_does)
+    cache = fill()
+    assert [*cache.folder.iterdir()] == [cache.path(0)]
+
+
+def test_a_name_that_is_no_text_has_latents_and_a_fingerprint(cartoons: Path, network: TKLVAE, tmp_path: Path) -> None:
+    stem = os.fsdecode(b"caf\xe9")
+    try:
+        for suffix in (".mp4", ".jsonl"):
+            shutil.copy(cartoons / f"episode_0000{suffix}", tmp_path / f"{stem}{suffix}")
+    except OSError:
+        pytest.skip("a file system whose names are text")
+    videos = EpisodeFolder(tmp_path)
+    assert fingerprint(videos).startswith("1 videos, ")
+    cache = LatentCache(tmp_path / "cache", network, videos, LENGTH)
+    cache.fill([0], show_progress=False)
+    assert cache.read(0, np.arange(3)).shape[0] == 3
 
 
 def test_an_interrupted_fill_keeps_what_is_whole_and_takes_nothing_else_for_it(

@@ -7,6 +7,7 @@ consecutive frames, as they are decoded after a render.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,8 @@ class LatentCache:
 
     def path(self, episode: int) -> Path:
         video = self.videos.episodes[episode].video
-        key = " ".join(map(str, file_identity(video, video.stat())))
-        return self.folder / f"{video.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+        key = os.fsencode(" ".join(map(str, file_identity(video, video.stat()))))
+        return self.folder / f"{video.stem}-{hashlib.sha256(key).hexdigest()[:12]}.npy"
 
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
         """Encode the episodes that are not cached yet; what an interrupted call finished is kept.
@@ -59,7 +60,8 @@ class LatentCache:
             else:
                 missing.append(episode)
         for episode in tqdm(missing, desc="latents", disable=None if show_progress else True):
-            partial = self.path(episode).with_suffix(".partial.npy")
+            # Of this process: another training may fill the same cache.
+            partial = self.path(episode).with_suffix(f".{os.getpid()}.partial.npy")
             try:
                 np.save(partial, self._encode(episode))
                 partial.replace(self.path(episode))
