@@ -111,11 +111,12 @@ def save_training(
         (partial / "training.json").write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
     for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
         old.rename(old.with_name(f"{old.name}.old"))  # half a checkpoint must not look like one
-    for old in folder.glob(f"{_PREFIX}*.old"):  # what a kill left, too
+    # What a kill left too, of any step: a resumed run may write its checkpoints at others.
+    for left in (*folder.glob(f"{_PREFIX}*.old"), *folder.glob(f"{_PREFIX}*.partial")):
         try:
-            shutil.rmtree(old)
+            shutil.rmtree(left)
         finally:  # stopped: to its end all the same
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:

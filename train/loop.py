@@ -31,7 +31,8 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
     out = Path(run.out)
     previous = check_output(run, resume)
     configuration: dict[str, Any] = {"run": dataclasses.asdict(run), **task.configuration()}
-    out.mkdir(parents=True, exist_ok=True)
+    if processes.leads:
+        out.mkdir(parents=True, exist_ok=True)
     update = Update(task, run, processes)
     averages = Averages(task.modules, run.ema_decay)
     saved = dict(task.modules)
@@ -89,6 +90,8 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         check_unchanged(previous, {"run": dataclasses.asdict(run)})
     if run.tensorboard:
         check_tensorboard()
+    if os.environ.get("RANK", "0") != "0":  # a launcher's other process: it must not remove what the leader makes
+        return previous
     made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +99,7 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         raise InputError(
             expected=f"a writable output folder {out}", found=error.strerror or str(error), fix="name another by --out"
         ) from error
-    with contextlib.suppress(OSError):  # another process of this training may use it already
+    with contextlib.suppress(OSError):  # another training may use it already
         for folder in made:  # nothing is left of a training that is refused later
             folder.rmdir()
     return previous

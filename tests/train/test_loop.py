@@ -18,7 +18,7 @@ from nuwaxl.train import checkpoint
 from nuwaxl.train.averages import Averages
 from nuwaxl.train.distributed import Processes, Share
 from nuwaxl.train.log import TrainingLog
-from nuwaxl.train.loop import train
+from nuwaxl.train.loop import check_output, train
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
 from nuwaxl.train.update import TrainingError, Update
@@ -150,6 +150,29 @@ def test_a_checkpoint_that_is_half_removed_does_not_look_like_one(
     with pytest.raises(KeyboardInterrupt):
         train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one_of_any_step(tmp_path: Path) -> None:
+    for left in ("step_00000007.partial", "step_00000007.old"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "line.safetensors").touch()
+    train(Regression(), config(tmp_path, steps=20), resume=True, show_progress=False)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000020"]
+
+
+def test_the_leader_alone_makes_the_output_folder_and_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one process of a launcher removes what another one has just made."""
+    made = []
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, *rest, **named: made.append(path) or mkdir(path, *rest, **named))
+    for rank, expected in (("0", [tmp_path / "out"]), ("1", [])):
+        monkeypatch.setenv("RANK", rank)
+        check_output(config(tmp_path / "out"), resume=False)
+        assert made == expected
+        assert not (tmp_path / "out").exists()
+        made.clear()
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
