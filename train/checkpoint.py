@@ -67,12 +67,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
     partial, old = (final.with_name(f"{final.name}.{what}") for what in ("partial", "old"))
     for left in (partial, old):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         if final.exists():
             final.rename(old)
         partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)  # here, so that a stop meanwhile is cleaned up after as well
     finally:
         if old.exists() and not final.exists():
             old.rename(final)
@@ -109,14 +110,18 @@ def save_training(
             save_weights(moments, partial / f"{name}.safetensors")
         progress = {"step": step, "configuration": configuration}
         (partial / "training.json").write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+    try:
+        _drop(folder, keep)
+    finally:  # stopped: to its end all the same
+        _drop(folder, keep, ignore_errors=True)
+
+
+def _drop(folder: Path, keep: int, ignore_errors: bool = False) -> None:
     for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
         old.rename(old.with_name(f"{old.name}.old"))  # half a checkpoint must not look like one
     # What a kill left too, of any step: a resumed run may write its checkpoints at others.
     for left in (*folder.glob(f"{_PREFIX}*.old"), *folder.glob(f"{_PREFIX}*.partial")):
-        try:
-            shutil.rmtree(left)
-        finally:  # stopped: to its end all the same
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(left, ignore_errors)
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:

@@ -152,6 +152,41 @@ def test_a_checkpoint_that_is_half_removed_does_not_look_like_one(
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
 
 
+def test_a_checkpoint_that_is_about_to_be_removed_is_removed_when_the_run_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> None:
+        rename(path, target)
+        if target.suffix == ".old":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
+
+
+def test_a_stop_while_what_a_folder_replaced_is_removed_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, remove = tmp_path / "model", shutil.rmtree
+    final.mkdir()
+    (final / "old").touch()
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            monkeypatch.setattr(shutil, "rmtree", remove)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), checkpoint.whole_folder(final) as partial:
+        (partial / "new").touch()
+    assert [*tmp_path.iterdir()] == [final]
+    assert files(final) == {"new": b""}
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one_of_any_step(tmp_path: Path) -> None:
     for left in ("step_00000007.partial", "step_00000007.old"):
         (tmp_path / left).mkdir()
