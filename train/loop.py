@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,16 @@ from nuwaxl.train.update import Update
 def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path:
     """Train to `run.steps`; writes log.jsonl, step_*/ and model/ below `run.out`. Returns the path of model/."""
     processes = Processes.join(run)
-    out = Path(run.out)
     previous = check_output(run, resume)
+    with contextlib.ExitStack() as stack:
+        if processes.leads:
+            stack.enter_context(_alone(Path(run.out)))
+        return _train(task, run, processes, previous, show_progress)
+
+
+def _train(task: Task, run: RunConfig, processes: Processes, previous: Path | None, show_progress: bool) -> Path:
+    out = Path(run.out)
     configuration: dict[str, Any] = {"run": dataclasses.asdict(run), **task.configuration()}
-    if processes.leads:
-        out.mkdir(parents=True, exist_ok=True)
     update = Update(task, run, processes)
     averages = Averages(task.modules, run.ema_decay)
     saved = dict(task.modules)
@@ -103,6 +110,30 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         for folder in made:  # nothing is left of a training that is refused later
             folder.rmdir()
     return previous
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the output folder, and refuse it to other trainings meanwhile; the lock goes with a process that is killed.
+
+    Raises InputError if another one has it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    held = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                expected=f"no other training that writes to {out}",
+                found="one that runs",
+                fix="wait for it or stop it, or name another folder by --out",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(held)
 
 
 def _publish(task: Task, averages: Averages, out: Path) -> None:

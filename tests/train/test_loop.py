@@ -1,6 +1,8 @@
 """The shared training loop: log, checkpoints, resume, and what stops it."""
 
+import fcntl
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -219,6 +221,20 @@ def test_an_earlier_training_is_not_overwritten(tmp_path: Path) -> None:
     train(Regression(), config(tmp_path), resume=False, show_progress=False)
     with pytest.raises(InputError, match=r"no earlier training.*--resume"):
         train(Regression(), config(tmp_path), resume=False, show_progress=False)
+
+
+def test_an_output_folder_that_another_training_writes_to_is_refused_and_left_alone(tmp_path: Path) -> None:
+    train(Regression(), config(tmp_path, steps=40), resume=False, show_progress=False)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    other = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"no other training that writes to .*found one that runs"):
+            train(Regression(), config(tmp_path), resume=True, show_progress=False)
+    finally:
+        os.close(other)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    train(Regression(), config(tmp_path), resume=True, show_progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_files_and_last_checkpoint(tmp_path: Path) -> None:
