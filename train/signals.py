@@ -23,6 +23,7 @@ def heed_one_signal() -> Iterator[None]:
     the cleaning up after the first. A process that does not end all the same is killed by its launcher, in 30 s.
     """
     came = False
+    before: dict[signal.Signals, Handler] = {}  # there already for a signal that comes while the handlers are set
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal came
@@ -31,7 +32,7 @@ def heed_one_signal() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = _replace(stop)
+    before.update(_replace(stop))
     try:
         yield
     finally:
