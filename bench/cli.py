@@ -41,7 +41,8 @@ virtual clock, with the costs that this run measured. With --cost-model FILE the
 rendered: {"batch_sizes": [1, 8], "diffusion_s": [2.0, 5.0]}, seconds of a whole diffusion by batch size."""
 
 _EPILOG = """\
-exit status: 0 all was rendered and written, 1 the render failed, 2 bad arguments or input, 130 interrupted"""
+exit status: 0 all was rendered and written, 1 the render failed, 2 bad arguments or input, 130 interrupted,
+143 terminated"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,7 +50,8 @@ What is finished of a video lies in a journal beside it, OUT.journal, until it i
 whatever ends it, the same command goes on from there, on any devices; with --jobs, videos that are complete stay."""
 
 _EPILOG = """\
-exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, 130 interrupted"""
+exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, 130 interrupted,
+143 terminated"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.jobs is None:
         if arguments.story is None or arguments.out is None or arguments.out_dir is not None:
-            parser.error("expected a STORY and --out FILE, or --jobs FILE and --out-dir DIR; found something else")
+            missing = "no STORY" if arguments.story is None else "no --out"
+            found = "--out-dir, no --jobs" if arguments.out_dir is not None else missing
+            parser.error(f"expected a STORY and --out FILE, or --jobs FILE and --out-dir DIR; found {found}")
         return run(PROG, lambda: _render(arguments))
     of_one_story = ("story", "frames", "out", "seed", "steps", "guidance", "sampler", "depth", "negative_prompt")
     if wrong := [name for name in of_one_story if getattr(arguments, name) not in (None, "")]:
@@ -168,7 +171,9 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            expected=f"a folder {out_dir} that can be made", found=str(error), fix="give another --out-dir"
+            expected=f"a folder {out_dir} that can be made",
+            found=error.strerror or str(error),
+            fix="give another --out-dir",
         ) from error
     started = perf_counter()
     with (

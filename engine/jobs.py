@@ -216,7 +216,9 @@ def _checked(engine: Engine, job: JobLine, fresh: bool) -> tuple[Path, Task, Req
         job.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            expected=f"a folder {job.path.parent} that can be made", found=str(error), fix="give another name"
+            expected=f"a folder {job.path.parent} that can be made",
+            found=error.strerror or str(error),
+            fix="give another name",
         ) from error
     path = check_output(job.path)
     if fresh:

@@ -29,8 +29,9 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         raise InputError(expected="a name for the output file", found=repr(os.fspath(path)), fix="give another name")
     if file.suffix.lower() != ".mp4":
         raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
-    if os.path.isdir(file):  # unlike Path.is_dir, never raises, whatever the name
-        raise InputError(expected=f"a file to write at {file}", found="a directory", fix="give another name")
+    if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these never raise, whatever the name
+        found = "a directory" if os.path.isdir(file) else "something that is not a regular file"
+        raise InputError(expected=f"a file to write at {file}", found=found, fix="give another name")
     target = link_target(file)
     if not os.path.isdir(target.parent):
         raise InputError(

@@ -16,6 +16,7 @@ from nuwaxl.formats import parse_json, parse_toml
 MAX_SEED = 2**64 - 1
 
 _EXAMPLE = 'write [[scene]] tables such as: at = 0, prompt = "Fred walks in the park"'
+_EXAMPLE_LINE = 'write a line for each caption, such as: {"frame": 0, "text": "Fred walks in the park"}'
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Story:
             )
         text = read_text(file, "a readable story")
         if not text.strip():
-            raise InputError(expected=f"a story in {file}", found="an empty file", fix=_EXAMPLE)
+            fix = _EXAMPLE if file.suffix == ".toml" else _EXAMPLE_LINE
+            raise InputError(expected=f"a story in {file}", found="an empty file", fix=fix)
         try:
             return _from_toml(text) if file.suffix == ".toml" else _from_jsonl(text)
         except InputError as error:
@@ -98,8 +100,8 @@ def check_seed(seed: Any) -> int:
 
 def check_fps(fps: Any) -> float:
     """Frames a second: 1 to 240."""
-    number = finite_number("fps", fps, least=1)
-    if number > 240:
+    number = finite_number("fps", fps)
+    if not 1 <= number <= 240:
         raise InputError(expected="fps: a number from 1 to 240", found=repr(fps), fix="change fps")
     return number
 
@@ -150,7 +152,7 @@ def _from_jsonl(text: str) -> Story:
                 raise InputError(
                     expected=f"JSON on line {number}",
                     found=str(error),
-                    fix='write {"frame": 0, "text": "..."}',
+                    fix=_EXAMPLE_LINE,
                 ) from error
             scenes.append(_scene(entry, f"line {number}", "frame", "text"))
     return Story(scenes)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from nuwaxl.engine.checks import shown
 from nuwaxl.errors import InputError
 
 
@@ -41,7 +42,7 @@ class PromptTokenizer:
             prompt, count = cut[0]
             others = f", and {len(cut) - 1} other prompts as well" if len(cut) > 1 else ""
             warnings.warn(
-                f"prompt cut to {self._prompt_tokens} of its {count} tokens: {prompt!r}{others}",
+                f"prompt cut to {self._prompt_tokens} of its {count} tokens: {shown(prompt)}{others}",
                 UserWarning,
                 stacklevel=2,
             )

@@ -16,6 +16,7 @@ from nuwaxl.export.tensorrt import cli as plan_options
 
 PROG = "nuwaxl-export"
 _NEEDED = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+_NEEDED_FOR_PLANS = ("onnx", "onnxruntime")
 
 _DESCRIPTION = """\
 Export a trained checkpoint as a bundle: the directory that nuwaxl-render and nuwaxl-bench run, without torch.
@@ -30,7 +31,8 @@ With --target and without OUT_DIR, the first argument is a bundle, and TensorRT 
   nuwaxl-export bundle --target tensorrt                     (on the GPU that will run it)"""
 
 _EPILOG = """\
-exit status: 0 the bundle was written, 1 a graph differs from torch, 2 bad arguments or input, 130 interrupted"""
+exit status: 0 the bundle was written, 1 a graph differs from torch, 2 bad arguments or input, 130 interrupted,
+143 terminated"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +87,7 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace) -> None:
     _check_target(arguments)
     if arguments.out is None:
+        _require_packages(_NEEDED_FOR_PLANS)
         wanted = plan_options.checked(arguments)
         if arguments.dry_run:
             plan_options.estimate(arguments.checkpoint, wanted)
@@ -93,7 +96,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     # What plans want is seen to before the export, which takes long.
     plans = plan_options.checked(arguments) if arguments.target else None
-    _require_packages()
+    _require_packages(_NEEDED)
     # Imported here, so that --help and the message above come without torch.
     from nuwaxl.export.model import CHECKPOINT_FILES, load_model
     from nuwaxl.export.write import Written, check_output, export_bundle
@@ -149,9 +152,9 @@ def _check_target(arguments: argparse.Namespace) -> None:
         )
 
 
-def _require_packages() -> None:
+def _require_packages(packages: Sequence[str]) -> None:
     forbid_telemetry()
-    for package in _NEEDED:
+    for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:

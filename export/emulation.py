@@ -6,11 +6,30 @@ own arithmetic is in float32, between a cast of its inputs and a cast of its out
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import onnx
 from onnx import TensorProto, helper
 from onnx.inliner import inline_local_functions
 
+from nuwaxl.engine.bundle_schema import PrecisionName
+from nuwaxl.engine.runners.onnxruntime import load_onnxruntime, session_options
+
 _ANY_TYPE = ("Cast", "Constant", "ConstantOfShape", "Shape")  # which the runtime has for bfloat16 too
+
+
+def open_session(path: Path, precision: PrecisionName) -> Any:
+    """An ONNX Runtime session on the CPU of a graph in any precision; bfloat16 comes and goes there as float32."""
+    runtime = load_onnxruntime()
+    options = session_options(runtime)
+    # The arena's pieces fit no other shape: without it a decoding takes half of the memory (docs/models.md).
+    options.enable_cpu_mem_arena = False
+    graph: str | bytes = str(path)
+    if precision == "bf16":
+        graph = emulated(onnx.load(path, load_external_data=False)).SerializeToString()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from nuwaxl.engine.bundle_schema import Network, PrecisionName
-from nuwaxl.engine.runners.onnxruntime import load_onnxruntime, session_options
 from nuwaxl.errors import NuwaxlError
-from nuwaxl.export.emulation import emulated
+from nuwaxl.export.emulation import open_session
 from nuwaxl.export.samples import GraphSource
 
 
@@ -97,19 +94,6 @@ def check_parity(
                 array = array.astype(np.float32)
             worst = worst.largest(compare(where, array, expected[name], LIMITS[precision]))
     return worst
-
-
-def open_session(path: Path, precision: PrecisionName) -> Any:
-    """An ONNX Runtime session on the CPU of a graph in any precision; bfloat16 comes and goes there as float32."""
-    runtime = load_onnxruntime()
-    options = session_options(runtime)
-    # The arena's pieces fit no other shape: without it a decoding takes half of the memory (docs/models.md).
-    options.enable_cpu_mem_arena = False
-    graph: str | bytes = str(path)
-    if precision == "bf16":
-        graph = emulated(onnx.load(path, load_external_data=False)).SerializeToString()
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def compare(

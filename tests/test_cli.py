@@ -156,6 +156,33 @@ def test_every_tool_starts_and_has_help(
     assert capsys.readouterr().out.startswith(f"usage: nuwaxl-{tool}")
 
 
+@pytest.mark.parametrize("tool", ["train", "export", "render", "bench"])
+def test_every_tool_has_help_where_only_the_engine_is_installed(tool: str) -> None:
+    absent = "torch onnx onnxscript safetensors accelerate triton transformers tensorrt_rtx"
+    code = f"""
+sys.modules.update(dict.fromkeys({absent.split()!r}))  # None there: an import fails
+sys.argv[1:] = ["--help"]
+from nuwaxl import commands
+commands.{tool}()
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: ")
+
+
+def test_an_export_without_its_packages_names_the_one_that_is_missing() -> None:
+    for missing, arguments in (("torch", ["a", "b"]), ("onnx", ["a", "--target", "tensorrt-rtx", "--sm", "89"])):
+        code = f"""
+sys.modules[{missing!r}] = None
+from nuwaxl.export.cli import main
+sys.exit(main({arguments!r}))
+"""
+        result = python(code)
+        assert result.returncode == 2
+        assert f"expected the package {missing}; found" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "1e3", "", " 5", "+5", "1_000", "\u0663", "nan", "9" * 5000])
 def test_what_is_no_whole_number_above_0_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 1"):

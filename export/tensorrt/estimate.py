@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
-
 from nuwaxl.engine.costs import cache_folder
 from nuwaxl.files import keep_file
 
@@ -57,6 +55,9 @@ class Estimate:
 
 def graph_size(path: Path) -> Size:
     """The size of an ONNX graph; its external weights are not read."""
+    # Imported here, so that nuwaxl-export --help comes without it.
+    import onnx
+
     model = onnx.load(path, load_external_data=False)
     bodies = {function.name: len(function.node) for function in model.functions}
     nodes = sum(bodies.get(node.op_type, 1) for node in model.graph.node)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from nuwaxl.engine.plans import KERNELS_FILE
 from nuwaxl.errors import NuwaxlError
 
@@ -142,12 +140,16 @@ def _older(ptx: str) -> str:
 
 def nodes_of(graph: Path) -> set[str]:
     """The kinds of `nuwaxl` nodes in a graph."""
+    import onnx
+
     model = onnx.load(graph, load_external_data=False)
     return {node.op_type for node in model.graph.node if node.domain == DOMAIN}
 
 
 def with_plugins(graph: Path, nodes: set[str]) -> bytes:
     """The graph with these kinds of nodes as plugins of the namespace `nuwaxl`, without their bodies."""
+    import onnx
+
     model = onnx.load(graph, load_external_data=False)
     for node in model.graph.node:
         if node.domain == DOMAIN and node.op_type in nodes:

@@ -16,7 +16,6 @@ from nuwaxl.engine.acceptance import Arrays
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.runners.tensorrt_acceptance import Reference
 from nuwaxl.engine.samples import Run
-from nuwaxl.export.parity import open_session
 
 
 def reference_of(bundle: Bundle) -> Run:
@@ -33,6 +32,8 @@ class Emulation:
 
     def __call__(self, graph: str, inputs: Mapping[str, NDArray[np.generic]]) -> Arrays:
         if graph not in self._sessions:
+            from nuwaxl.export.emulation import open_session
+
             self._sessions[graph] = open_session(self._bundle.file(graph), "bf16")
         session = self._sessions[graph]
         names = [tensor.name for tensor in session.get_outputs()]

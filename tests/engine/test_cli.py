@@ -164,6 +164,9 @@ def test_a_prompt_that_is_cut_is_a_one_line_warning(
     error = capsys.readouterr().err
     assert error.startswith("warning: prompt cut to 3 of its 4 tokens")
     assert error.count("\n") == 1
+    story.write_text(f'[[scene]]\nat = 0\nprompt = "{"red " * 1000}"')
+    assert run(story, "--frames", 2, "--out", tmp_path / "out.mp4", "--bundle", tiny_bundle) == 0
+    assert len(capsys.readouterr().err) < 200
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,9 @@ def test_a_file_without_jobs_is_refused(jobs: Jobs, tmp_path: Path) -> None:
         (["--jobs", "j", "--out-dir", "d", "s.toml"], "STORY"),
         (["--jobs", "j", "--out-dir", "d", "--frames", "3"], "--frames"),
         (["--jobs", "j", "--out-dir", "d", "--negative-prompt", "x"], "--negative-prompt"),
-        (["s.toml"], "a STORY and --out FILE"),
-        (["s.toml", "--out", "a.mp4", "--out-dir", "d"], "--out-dir DIR"),
+        ([], "a STORY and --out FILE, or --jobs FILE and --out-dir DIR; found no STORY"),
+        (["s.toml"], "found no --out"),
+        (["s.toml", "--out", "a.mp4", "--out-dir", "d"], "found --out-dir, no --jobs"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -73,11 +73,13 @@ def test_nothing_is_left_when_writing_stops_half_way(tmp_path: Path, error: type
 
 def test_a_path_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
     for path, said in [
         (tmp_path / "out.avi", r"ending in \.mp4"),
         (tmp_path / "out", r"ending in \.mp4"),
         (tmp_path / "absent" / "out.mp4", "existing folder"),
         (tmp_path / "folder.mp4", "a directory"),
+        (tmp_path / "pipe.mp4", "not a regular file"),
         (Path("/proc/out.mp4"), "can be written"),
     ]:
         with pytest.raises(InputError, match=said):
@@ -86,7 +88,7 @@ def test_a_path_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: 
         with pytest.raises(InputError, match="a name for the output file"):
             check_output(name)
     check_output(tmp_path / "out.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.mp4", "pipe.mp4"]
 
 
 def test_a_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:

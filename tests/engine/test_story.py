@@ -78,7 +78,7 @@ def test_the_prompt_of_a_frame_is_that_of_the_last_scene_that_began(starts: set[
         ("lenght = 4\n" + SCENE, "lenght"),
         ("frames = 0\n" + SCENE, "frames: a whole number of at least 1; found 0"),
         ("frames = 1.5\n" + SCENE, "found 1.5"),
-        ("fps = 0\n" + SCENE, "fps"),
+        ("fps = 0\n" + SCENE, "fps: a number from 1 to 240; found 0"),
         ("fps = inf\n" + SCENE, "fps"),
         ("fps = 1000\n" + SCENE, "1 to 240"),
         ("seed = -1\n" + SCENE, "seed"),
@@ -99,7 +99,7 @@ def test_a_bad_toml_story_is_refused_in_one_line_that_names_the_file(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "an empty file"),
+        ("", "an empty file; write a line for each caption"),
         ("hello", "JSON on line 1"),
         ('{"frame": 0, "text": "a"}\n{"frame": 3}', "text in line 2"),
         ('{"frame": 0, "text": "a"}\n[1]', "line 2"),
