@@ -162,7 +162,8 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
     print_points(result.simulate)
     if comparison is not None:
         took = f"{comparison.windows} windows one after another, {comparison.wall_s:.1f} s"
-        say(f"{'baseline':<12} {took}: {comparison.reduction:.1%} less without")
+        change = f"{abs(comparison.reduction):.1%} {'less' if comparison.reduction >= 0 else 'more'}"
+        say(f"{'baseline':<12} {took}: {change} without")
     if outputs.paths:
         say(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
 
@@ -170,9 +171,9 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
 def _predict(arguments: argparse.Namespace, outputs: Outputs) -> None:
     """Simulate by given costs; nothing is rendered."""
     bundle = Bundle.open(demo_bundle() if arguments.bundle is None else arguments.bundle)
-    costs = load_costs(arguments.cost_model)
     story = bundled_story() if arguments.story is None else Story.load(arguments.story)
     request = resolve(bundle.manifest, _task(arguments, story))
+    costs = load_costs(arguments.cost_model, request.steps)
     virtual = _virtual(arguments, bundle, request.plan, request.steps)
     points = [simulated_point(virtual, costs, count, arguments.compare == "ar") for count in arguments.simulate_devices]
     tables = point_tables(points)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nuwaxl.engine import CostModel, RenderStats
+from nuwaxl.engine.checks import read_text, shown
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
 
@@ -62,30 +63,40 @@ def measured_costs(stats: RenderStats) -> DiffusionCosts:
     )
 
 
-def load_costs(path: str | os.PathLike[str]) -> DiffusionCosts:
+def load_costs(path: str | os.PathLike[str], steps: int) -> DiffusionCosts:
     """Read a cost model: {"batch_sizes": [1, 2], "diffusion_s": [1.0, 1.5]}, optionally with "decode_s"; or a document
-    of nuwaxl-bench that has one as `cost_model`.
+    of nuwaxl-bench that has one as `cost_model`, for diffusions of that many steps.
 
     Raises:
-        InputError: the file cannot be read or holds something else.
+        InputError: the file cannot be read or holds something else, or a document's diffusions have other steps.
     """
     expected = f'{{"batch_sizes": [1, 2, ...], "diffusion_s": [...]}} in {path}'
     fix = "write the seconds of a whole diffusion for every batch size, or name a document of nuwaxl-bench"
     try:
-        table = parse_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(expected=f"a readable cost model at {path}", found=str(error), fix="check the path") from error
+        table = parse_json(read_text(Path(path), "a readable cost model"))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(expected=expected, found=str(error), fix=fix) from error
     if isinstance(table, Mapping) and isinstance(table.get("cost_model"), Mapping):
+        if table.get("steps", steps) != steps:
+            raise InputError(
+                expected=f"costs of diffusions of {steps} steps in {path}",
+                found=f"those of {shown(table['steps'])} steps",
+                fix="give those as --steps, or measure again",
+            )
         table = table["cost_model"]
+    for key in ("batch_sizes", "diffusion_s"):
+        numbers = table.get(key) if isinstance(table, Mapping) else None
+        if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+            raise InputError(expected=expected, found=f"no list of numbers {key}", fix=fix)
     try:
         costs = DiffusionCosts(
             tuple(table["batch_sizes"]), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0))
         )
         costs.model(steps=1)
-    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
-        raise InputError(expected=expected, found=f"{type(error).__name__}: {error}", fix=fix) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(expected=expected, found=str(error), fix=fix) from error
     return costs
 
 

@@ -75,9 +75,9 @@ def test_the_costs_of_a_render_add_up_to_its_time(tiny_bundle: Path) -> None:
 
 def test_a_cost_model_survives_its_file_alone_and_in_a_document(tmp_path: Path) -> None:
     costs = DiffusionCosts((1, 4), (2.0, 5.0), 0.25)
-    for name, table in (("alone.json", costs.table()), ("bench.json", {"cost_model": costs.table(), "frames": 3})):
+    for name, table in (("alone.json", costs.table()), ("bench.json", {"cost_model": costs.table(), "steps": 9})):
         (tmp_path / name).write_text(json.dumps(table))
-        assert load_costs(tmp_path / name) == costs
+        assert load_costs(tmp_path / name, steps=9) == costs
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,7 @@ def test_a_cost_model_survives_its_file_alone_and_in_a_document(tmp_path: Path) 
         '{"batch_sizes": [1]}',
         '{"batch_sizes": [2, 1], "diffusion_s": [1, 2]}',
         '{"batch_sizes": [1], "diffusion_s": [-1]}',
+        '{"batch_sizes": [1], "diffusion_s": ["1"]}',
         '{"batch_sizes": [1, 2], "diffusion_s": [1]}',
         '{"batch_sizes": "one", "diffusion_s": [1]}',
         '{"batch_sizes": [1], "diffusion_s": [1], "decode_s": -1}',
@@ -97,10 +98,18 @@ def test_a_cost_model_survives_its_file_alone_and_in_a_document(tmp_path: Path) 
 def test_what_is_no_cost_model_is_refused_with_what_one_looks_like(tmp_path: Path, text: str) -> None:
     file = tmp_path / "costs.json"
     file.write_text(text)
-    with pytest.raises(InputError, match="batch_sizes"):
-        load_costs(file)
+    with pytest.raises(InputError, match="batch_sizes") as caught:
+        load_costs(file, steps=9)
+    assert "Error" not in str(caught.value)
 
 
 def test_a_cost_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="readable cost model"):
-        load_costs(tmp_path / "absent.json")
+        load_costs(tmp_path / "absent.json", steps=9)
+
+
+def test_costs_that_were_measured_with_other_steps_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"cost_model": DiffusionCosts((1,), (2.0,)).table(), "steps": 2}))
+    with pytest.raises(InputError, match=r"of 9 steps in .*; found those of 2 steps"):
+        load_costs(file, steps=9)
