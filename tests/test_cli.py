@@ -133,6 +133,31 @@ def test_a_command_runs_in_another_thread_where_signals_cannot_be_handled() -> N
     assert statuses == [0]
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [(signal.SIGINT, 130, "x: interrupted\n"), (signal.SIGTERM, 143, "x: terminated\n")],
+)
+def test_a_signal_that_a_destructor_swallows_comes_again(number: int, status: int, said: str) -> None:
+    code = f"""
+import os, time
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        for _ in range(1000):
+            pass
+
+def command():
+    Swallows()
+    time.sleep(30)
+    say("went on")
+
+sys.exit(run("x", command))
+"""
+    result = python(code)
+    assert (result.returncode, result.stdout, result.stderr) == (status, "", said)
+
+
 @pytest.mark.parametrize("tool", ["train", "export", "render", "bench"])
 def test_ctrl_c_while_a_tool_is_imported_is_one_line_and_status_130(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -137,7 +137,11 @@ def _whole(text: str, least: int, most: int | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises Terminated meanwhile, unless somebody has other plans with it; a second one ends the process."""
+    """SIGTERM raises Terminated meanwhile, unless somebody has other plans with it; a second one ends the process.
+
+    Destructors and callbacks of weak references swallow what is raised in them. A signal that comes in one, Ctrl-C too,
+    comes again a moment later.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -147,11 +151,27 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
+    def swallowed(event: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(event.exc_value, KeyboardInterrupt):
+            report(event)
+            return
+        if isinstance(event.exc_value, Terminated):
+            signal.signal(signal.SIGTERM, terminate)
+        number = signal.SIGTERM if isinstance(event.exc_value, Terminated) else signal.SIGINT
+        again.append(threading.Timer(0.02, os.kill, (os.getpid(), number)))
+        again[-1].daemon = True
+        again[-1].start()
+
+    again: list[threading.Timer] = []
+    report, sys.unraisablehook = sys.unraisablehook, swallowed
     signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
+        for timer in again:
+            timer.cancel()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.unraisablehook = report
 
 
 def _discard_output() -> None:
