@@ -93,6 +93,8 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
                 _take(taken, int(named[1] or 0), item)
             continue
         match = re.fullmatch(rf"(cpu|{'|'.join(GPU_KINDS)})(?::([0-9]{{1,18}}))?", item)
+        if item.partition(":")[0] == "ray" and "," in devices:
+            raise InputError(expected="devices: ray alone", found=f'"{devices}"', fix="leave out ray or the others")
         if match is None:
             known = ["cpu", "cpu:N", *(f"{kind}:I" for kind in GPU_KINDS), "ray", "ray:N"]
             known += [f"{name}:DEVICE" for name in plugin_names()]

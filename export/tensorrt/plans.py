@@ -11,6 +11,7 @@ from nuwaxl.engine.bundle import Bundle, read_manifest, write_plans
 from nuwaxl.engine.bundle_schema import Manifest, Plan
 from nuwaxl.engine.costs import cache_folder
 from nuwaxl.engine.plans import RUNTIMES, graph_sha256, named, without_stale
+from nuwaxl.engine.request import MAX_BATCH
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.tensorrt_module import load_tensorrt
 from nuwaxl.errors import InputError
@@ -77,6 +78,10 @@ def options(
     """
     if runtime not in RUNTIMES:
         raise InputError(expected=f"one of {', '.join(RUNTIMES)}", found=repr(runtime), fix="give another --target")
+    if max(batches) > MAX_BATCH:
+        raise InputError(
+            expected=f"batches of at most {MAX_BATCH} segments", found=str(max(batches)), fix="change --batches"
+        )
     if runtime == "tensorrt-rtx":
         if not sm:
             raise InputError(

@@ -70,6 +70,12 @@ def test_an_unknown_device_is_refused_with_what_there_is(devices: object) -> Non
         parse_devices(devices)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("devices", ["ray,cpu", "cpu:2,ray:3"])
+def test_ray_beside_other_devices_is_refused(devices: str) -> None:
+    with pytest.raises(InputError, match=rf'devices: ray alone; found "{devices}"'):
+        parse_devices(devices)
+
+
 def test_every_gpu_is_a_worker_beside_those_of_the_cpu() -> None:
     found = parse_devices("cuda:1,cuda,cpu:2")
     assert [(w.name, w.kind, w.index) for w in found] == [

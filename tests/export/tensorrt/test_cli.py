@@ -57,6 +57,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Said:
     ("options", "message"),
     [
         (["tensorrt-rtx"], "found no --sm"),
+        (["tensorrt-rtx", "--sm", "89", "--batches", "1,65537"], "at most 65536 segments; found 65537"),
         (["tensorrt-rtx", "--sm", "90"], "those of TensorRT-RTX; found 90"),
         (["tensorrt", "--sm", "80,89"], "expected --sm with 90, that of the GPU here"),
         (["tensorrt", "--refit-from", "absent"], "a bundle directory at absent; found nothing there"),
