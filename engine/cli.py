@@ -159,6 +159,7 @@ def _render(arguments: argparse.Namespace) -> None:
         )
         if going_on:
             print(f"going on with what is finished in {journal}", file=sys.stderr)
+        bars.before(engine, arguments.max_batch)
         video.save(out)
     stats = video.stats
     say(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
@@ -181,6 +182,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
+        bars.before(engine, arguments.max_batch)
         outcomes = render_jobs(
             engine,
             jobs,

@@ -47,9 +47,7 @@ def device_costs(
         DeviceLost: all devices are lost. While there are others, a render finds out itself about one that is.
         RenderError: a runner failed, with what went wrong as its cause.
     """
-    files = [_cache_file(bundle, description, max_batch) for description in descriptions]
-    kept = [cost for file in files if (cost := _read(file)) is not None]
-    if len(kept) == len(files):
+    if (kept := kept_costs(bundle, descriptions, max_batch)) is not None:
         return kept
     # All measure, known or not: what shares a machine is slower together than alone.
     given_up = threading.Event()
@@ -70,13 +68,20 @@ def device_costs(
                 raise
             detail = " ".join(str(error).split())
             raise RenderError(f"measuring the devices' costs failed: {type(error).__name__}: {detail}") from error
-    for file, result in zip(files, measured, strict=True):
+    for description, result in zip(descriptions, measured, strict=True):
         if isinstance(result, CostModel):
-            _write(file, result)
+            _write(_cache_file(bundle, description, max_batch), result)
     known = [result for result in measured if isinstance(result, CostModel)]
     if not known:
         raise next(result for result in measured if isinstance(result, DeviceLost))
     return [result if isinstance(result, CostModel) else known[0] for result in measured]
+
+
+def kept_costs(bundle: Bundle, descriptions: Sequence[str], max_batch: int) -> list[CostModel] | None:
+    """As device_costs, from the cache; None where something is not there."""
+    found = [_read(_cache_file(bundle, description, max_batch)) for description in descriptions]
+    kept = [cost for cost in found if cost is not None]
+    return kept if len(kept) == len(found) else None
 
 
 def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[], None] = lambda: None) -> CostModel:

@@ -11,7 +11,7 @@ from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import SamplerName
 from nuwaxl.engine.cancellation import Attempt
-from nuwaxl.engine.costs import device_costs
+from nuwaxl.engine.costs import device_costs, kept_costs
 from nuwaxl.engine.device_worker import Device
 from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
@@ -206,6 +206,12 @@ class Engine:
             if largest not in self._costs:
                 self._check_idle()
             return list(self._known_costs(largest, self._check_open))
+
+    def knows_costs(self, max_batch: int | None = None) -> bool:
+        """Whether costs(max_batch), which a render asks for, need not be measured, which may take a minute."""
+        largest = resolve_schedule(max_batch=max_batch).max_batch
+        descriptions = [worker.description for worker in self.workers]
+        return largest in self._costs or kept_costs(self.bundle, descriptions, largest) is not None
 
     def _known_costs(self, largest: int, check: Callable[[], None]) -> list[CostModel]:
         if largest not in self._costs:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.stats import Phase, Progress
 
 _UNITS = {"diffuse": "step", "decode": "frame"}
@@ -36,6 +37,11 @@ class ProgressBars:
                 **_size(),
             )
         bar.update(progress.done - bar.n)
+
+    def before(self, engine: Engine, max_batch: int | None) -> None:
+        """Say what takes time before the first bar moves."""
+        if self._drawn and not engine.knows_costs(max_batch):
+            print("measuring what a step takes on these devices, which is kept for the next time", file=sys.stderr)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -133,13 +133,15 @@ def test_a_command_runs_in_another_thread_where_signals_cannot_be_handled() -> N
     assert statuses == [0]
 
 
+@pytest.mark.parametrize("heeds_one", [False, True])
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [(signal.SIGINT, 130, "x: interrupted\n"), (signal.SIGTERM, 143, "x: terminated\n")],
 )
-def test_a_signal_that_a_destructor_swallows_comes_again(number: int, status: int, said: str) -> None:
+def test_a_signal_that_a_destructor_swallows_comes_again(number: int, status: int, said: str, heeds_one: bool) -> None:
     code = f"""
-import os, time
+import os, signal, time
+from nuwaxl.cli import Terminated
 
 class Swallows:
     def __del__(self):
@@ -147,7 +149,14 @@ class Swallows:
         for _ in range(1000):
             pass
 
+def first(number, _):
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
 def command():
+    if {heeds_one}:
+        signal.signal({int(number)}, first)
     Swallows()
     time.sleep(30)
     say("went on")

@@ -155,9 +155,10 @@ def _terminable() -> Iterator[None]:
         if not isinstance(event.exc_value, KeyboardInterrupt):
             report(event)
             return
-        if isinstance(event.exc_value, Terminated):
-            signal.signal(signal.SIGTERM, terminate)
-        number = signal.SIGTERM if isinstance(event.exc_value, Terminated) else signal.SIGINT
+        terminated = isinstance(event.exc_value, Terminated)
+        number = signal.SIGTERM if terminated else signal.SIGINT
+        # Whoever handled it may heed no second one.
+        signal.signal(number, terminate if terminated else signal.default_int_handler)
         again.append(threading.Timer(0.02, os.kill, (os.getpid(), number)))
         again[-1].daemon = True
         again[-1].start()
