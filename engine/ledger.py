@@ -99,6 +99,11 @@ class Ledger:
             self.check_cancelled()
             return self._news.popleft() if self._news else None, self._counts
 
+    def counts(self) -> Counts:
+        """What was done so far."""
+        with self.lock:
+            return self._counts
+
     def wait(self) -> None:
         """Wait until news() may say something else; a signal may interrupt."""
         self._wake.get()

@@ -70,6 +70,7 @@ class Render:
         self._admitted = 0
         self._awaited: dict[int, _Awaited] = {}  # by job, those of which clips are awaited
         self._steps_total = sum(len(request.plan) * request.steps for _, request in tasks)
+        self._told = Counts()
         self._frames_total = sum(request.frames for _, request in tasks)
 
     def events(self) -> Generator[Taken | Ended, None, None]:
@@ -101,6 +102,7 @@ class Render:
                     yield Taken(number, clip)
                     del clip
                 if job.taken == job.windows or number in self._ledger.failed():
+                    self._report_work(self._ledger.counts())  # of the last steps, if nobody waited since
                     yield self._end(number)
                     self._admit()
         finally:
@@ -165,19 +167,23 @@ class Render:
 
     def _wait(self) -> int:
         """Wait for news of an open job, reporting steps and prompts meanwhile."""
-        reported = Counts()
         while True:
             self._process.check()
             number, counts = self._ledger.news()
-            if counts.texts != reported.texts:
-                self._report("text", counts.texts, counts.texts)
-            if counts.steps != reported.steps:
-                self._report("diffuse", counts.steps, self._steps_total)
+            told = self._report_work(counts)
             if number is not None and number in self._awaited:
                 return number
-            if number is None and counts == reported:
+            if number is None and not told:
                 self._ledger.wait()
-            reported = counts
+
+    def _report_work(self, counts: Counts) -> bool:
+        """Tell of prompts and steps; whether there are more than were told of."""
+        before, self._told = self._told, counts
+        if counts.texts != before.texts:
+            self._report("text", counts.texts, counts.texts)
+        if counts.steps != before.steps:
+            self._report("diffuse", counts.steps, self._steps_total)
+        return counts != before
 
     def _take(self, number: int, window: int) -> Clip | None:
         self._process.check()

@@ -1,5 +1,6 @@
 """Whole renders of the tiny bundle: the frames are right, and do not depend on how the work was dealt out."""
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,17 @@ def test_progress_rises_to_the_total_of_every_phase(tiny_bundle: Path, frames: i
         assert done == sorted(done)
         assert done[-1] == total
         assert {progress.total for progress in seen if progress.phase == phase} == {total}
+
+
+def test_a_slow_consumer_is_told_of_the_last_steps(tiny_bundle: Path) -> None:
+    """While it has the first clip all others are made, so that it never waits again."""
+    seen: list[Progress] = []
+    with Engine.open(tiny_bundle, devices="cpu:2") as engine:
+        for clip in engine.render(STORY, frames=9, steps=30, max_batch=1, progress=seen.append):
+            if clip.first_frame == 0:
+                time.sleep(1.0)
+    last = [progress for progress in seen if progress.phase == "diffuse"][-1]
+    assert last.done == last.total
 
 
 @pytest.mark.parametrize(
