@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nuwaxl.engine.checks import read_text, shown
 from nuwaxl.engine.engine import Engine
-from nuwaxl.engine.journal import discard_journal
+from nuwaxl.engine.journal import complete_journal, discard_journal
 from nuwaxl.engine.mp4 import check_output, comment_of
 from nuwaxl.engine.request import Policy, Request, Task
 from nuwaxl.engine.resumption import check_resumable, made_of
@@ -115,8 +114,7 @@ def render_jobs(
             end(job, None, error)
             continue
         if not fresh and comment_of(path) == made_of(engine.bundle.manifest, task.story, request):
-            with suppress(InputError):  # a run that was killed between the two left it
-                discard_journal(journal_of(path))
+            complete_journal(journal_of(path))  # a run that was killed between the two left it
             note(Outcome(job.number, job.out, request.frames, None, None, there=True))
         else:
             good.append((job, path, task))

@@ -161,6 +161,13 @@ def discard_journal(path: Path) -> None:
         path.unlink()
 
 
+def complete_journal(path: Path | None) -> None:
+    """Remove the journal, if there is one, of a video that is complete, and stays so where that cannot be done."""
+    if path is not None:
+        with suppress(InputError):
+            discard_journal(path)
+
+
 def _write_header(file: FileIO, path: Path, identity: Identity) -> None:
     """Begin an empty file, or remove it: half of a header would be refused the next time."""
     content = json.dumps(identity, sort_keys=True).encode()

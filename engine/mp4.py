@@ -10,9 +10,9 @@ from types import ModuleType, TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from nuwaxl.engine.unfinished import Unfinished, new_file
+from nuwaxl.engine.unfinished import Unfinished
 from nuwaxl.errors import InputError, RenderError
-from nuwaxl.files import is_file_name, link_target
+from nuwaxl.files import check_file, link_target
 
 _CRF = "14"  # visually lossless for small pictures
 
@@ -24,23 +24,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         InputError: another suffix, a missing or unwritable folder, a folder in its place, or no PyAV.
     """
     _load_av()
-    file = Path(path)
-    if not is_file_name(os.fspath(path)):
-        raise InputError(expected="a name for the output file", found=repr(os.fspath(path)), fix="give another name")
-    if file.suffix.lower() != ".mp4":
-        raise InputError(expected="an output file ending in .mp4", found=str(file), fix="rename it")
-    if os.path.exists(file) and not os.path.isfile(file):  # unlike Path's, these never raise, whatever the name
-        found = "a directory" if os.path.isdir(file) else "something that is not a regular file"
-        raise InputError(expected=f"a file to write at {file}", found=found, fix="give another name")
-    target = link_target(file)
-    if not os.path.isdir(target.parent):
-        raise InputError(
-            expected=f"an existing folder {target.parent} to write {target.name} in",
-            found="none",
-            fix="create the folder",
-        )
-    new_file(target).unlink()
-    return file
+    return check_file(path, ".mp4")
 
 
 class Mp4Writer:

@@ -24,7 +24,7 @@ class Unfinished:
 
     def __init__(self, target: Path) -> None:
         _remove_abandoned(target)
-        self.path = new_file(target)
+        self.path = _new_file(target)
         self._held = self.path.open("rb")
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,7 +39,7 @@ class Unfinished:
         self._held.close()
 
 
-def new_file(target: Path) -> Path:
+def _new_file(target: Path) -> Path:
     """An empty file beside `target`; see Unfinished."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)

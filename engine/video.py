@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from time import perf_counter
 
 from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Taken
 from nuwaxl.engine.job import Clip
-from nuwaxl.engine.journal import discard_journal
+from nuwaxl.engine.journal import complete_journal
 from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import RenderError
 
 DEFAULT_FPS = 16.0
 
@@ -98,7 +98,7 @@ class Video:
                         on_clip(clip)
             before = perf_counter()
         ended = perf_counter()
-        self._discard_journal()
+        complete_journal(self._request.journal)
         self._stats = self.stats.saved(wall_s=ended - started, encode_s=encode_s + ended - before)
 
     def cancel(self) -> None:
@@ -119,12 +119,7 @@ class Video:
 
     def _whole(self, attempt: Attempt) -> Generator[Clip, None, None]:
         yield from self._clips(attempt)
-        self._discard_journal()
-
-    def _discard_journal(self) -> None:
-        if self._request.journal is not None:
-            with suppress(InputError):  # the video is complete all the same
-                discard_journal(self._request.journal)
+        complete_journal(self._request.journal)
 
     def _clips(self, attempt: Attempt) -> Generator[Clip, None, None]:
         with self._attempts.render(attempt) as render:

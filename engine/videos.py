@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip
-from nuwaxl.engine.journal import discard_journal
+from nuwaxl.engine.journal import complete_journal
 from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Request, Task
 from nuwaxl.engine.video import DEFAULT_FPS
@@ -50,7 +50,7 @@ class Videos:
     ) -> None:
         """`begin` gives the one render of an iteration, and frees the engine afterwards.
 
-        `contents`: what are written into the files beside the frames.
+        `contents`: of each, what is written into its file beside the frames.
         """
         self._attempts = Attempts(begin)
         self._tasks = tasks
@@ -124,7 +124,7 @@ class Videos:
                             writers[number].write(event.clip.frames)
                         elif event.error is None:
                             writers.pop(number).finish()
-                            self._discard_journal(number)
+                            complete_journal(self._tasks[number][1].journal)
                     except (RenderError, InputError) as error:
                         # Its folder may have gone since the paths were checked.
                         failure = error if isinstance(error, RenderError) else RenderError(str(error))
@@ -163,12 +163,7 @@ class Videos:
                 if isinstance(event, Taken):
                     yield event.job, event.clip
                 elif event.error is None:
-                    self._discard_journal(event.job)
-
-    def _discard_journal(self, number: int) -> None:
-        if (journal := self._tasks[number][1].journal) is not None:
-            with suppress(InputError):  # the video is complete all the same
-                discard_journal(journal)
+                    complete_journal(self._tasks[event.job][1].journal)
 
     def _events(self, attempt: Attempt) -> Generator[tuple[Render, Taken | Ended], None, None]:
         with self._attempts.render(attempt) as render, closing(render.events()) as events:

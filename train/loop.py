@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from nuwaxl.errors import InputError
+from nuwaxl.files import alone_in
 from nuwaxl.train import checkpoint
 from nuwaxl.train.averages import Averages
 from nuwaxl.train.distributed import Processes
@@ -33,7 +32,16 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
     previous = check_output(run, resume)
     with contextlib.ExitStack() as stack:
         if processes.leads:
-            stack.enter_context(_alone(Path(run.out)))
+            out = Path(run.out)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                alone_in(
+                    out,
+                    expected=f"no other training that writes to {out}",
+                    found="one that runs",
+                    fix="wait for it or stop it, or name another folder by --out",
+                )
+            )
         return _train(task, run, processes, previous, show_progress)
 
 
@@ -110,30 +118,6 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         for folder in made:  # nothing is left of a training that is refused later
             folder.rmdir()
     return previous
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Make the output folder, and refuse it to other trainings meanwhile; the lock goes with a process that is killed.
-
-    Raises InputError if another one has it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    held = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                expected=f"no other training that writes to {out}",
-                found="one that runs",
-                fix="wait for it or stop it, or name another folder by --out",
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(held)
 
 
 def _publish(task: Task, averages: Averages, out: Path) -> None:

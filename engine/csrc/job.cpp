@@ -65,6 +65,26 @@ Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_
     consumed_.assign(windows_.size(), false);
 }
 
+std::vector<IdRange> Job::to_denoise(IdRange ids, Policy policy) {
+    if (there_.empty()) return {ids};
+    std::vector<IdRange> found;
+    std::vector<IdRange> reached{ids};
+    while (!reached.empty()) {
+        const auto [first, count] = reached.back();
+        reached.pop_back();
+        found.push_back({first, 0});
+        for (std::int64_t id = first; id < first + count; ++id) {
+            if (there_[static_cast<std::size_t>(id)]) {
+                found.push_back({id + 1, 0});
+                reached.push_back(segment_done(id, policy));
+            } else {
+                ++found.back().count;
+            }
+        }
+    }
+    return found;
+}
+
 IdRange Job::segment_done(std::int64_t id, Policy policy) {
     --segments_left_;
     if (!windows_.empty()) {

@@ -31,8 +31,9 @@ public:
     bool failed() const { return failed_; }
     bool finished() const { return segments_left_ == 0 && windows_left_ == 0; }
 
-    // Whether the segment's frames were there from the beginning.
-    bool was_there(std::int64_t id) const { return !there_.empty() && there_[static_cast<std::size_t>(id)]; }
+    // Of segments that may start now, those to be denoised: they themselves, or, where their frames were there from the
+    // beginning, what waits for those.
+    std::vector<IdRange> to_denoise(IdRange ids, Policy policy);
 
     // A segment's frames are there. Returns the segments that may start now: its children, or, where `level` makes a
     // barrier of every depth of a tree, all of the next depth once its own depth is done.

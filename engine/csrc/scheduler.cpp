@@ -352,29 +352,12 @@ void Scheduler::return_window(std::optional<Item>& item) {
     item.reset();
 }
 
-// Segments are ready, or were there from the beginning: then those that wait for them are.
+// Segments may start.
 void Scheduler::push(std::int64_t number, IdRange ids) {
     Job& owner = job(number);
-    std::vector<IdRange> reached{ids};
-    while (!reached.empty()) {
-        const auto [first, count] = reached.back();
-        reached.pop_back();
-        IdRange waiting{first, 0};
-        for (std::int64_t id = first; id < first + count; ++id) {
-            if (owner.was_there(id)) {
-                queue(number, waiting);
-                waiting = {id + 1, 0};
-                reached.push_back(owner.segment_done(id, policy_));
-            } else {
-                ++waiting.count;
-            }
-        }
-        queue(number, waiting);
+    for (const IdRange& range : owner.to_denoise(ids, policy_)) {
+        if (range.count > 0) ready_.push(ranked(policy_, owner.plan(), owner.steps(), number, range));
     }
-}
-
-void Scheduler::queue(std::int64_t number, IdRange ids) {
-    if (ids.count > 0) ready_.push(ranked(policy_, job(number).plan(), job(number).steps(), number, ids));
 }
 
 void Scheduler::refresh_windows(std::int64_t number) {

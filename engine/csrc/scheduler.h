@@ -118,7 +118,6 @@ private:
     std::optional<Work> take(std::int64_t device);
     Item take_window();
     void push(std::int64_t job, IdRange ids);
-    void queue(std::int64_t job, IdRange ids);
     void refresh_windows(std::int64_t job);
     void refresh_load(std::int64_t device);
     void refresh_limits();

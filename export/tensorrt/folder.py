@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from nuwaxl.engine.bundle import read_manifest
 from nuwaxl.engine.plans import PLANS_FOLDER
 from nuwaxl.errors import InputError
+from nuwaxl.files import alone_in
 
 
 @contextmanager
@@ -22,7 +22,12 @@ def plans_folder(folder: Path) -> Iterator[None]:
         InputError: not a bundle, it cannot be written, or another process builds plans of it.
     """
     read_manifest(folder)  # before anything is made there
-    with _alone(folder):
+    with alone_in(
+        folder,
+        expected=f"nobody else to build plans of {folder}",
+        found="another nuwaxl-export at it",
+        fix="run this again once that has ended",
+    ):
         plans = folder / PLANS_FOLDER
         try:
             plans.mkdir(exist_ok=True)
@@ -43,23 +48,3 @@ def plans_folder(folder: Path) -> Iterator[None]:
                     path.unlink()
             if not any(plans.iterdir()):
                 plans.rmdir()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else is at the plans. The lock is on the bundle's folder, leaves no file, and ends with the process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                expected=f"nobody else to build plans of {folder}",
-                found="another nuwaxl-export at it",
-                fix="run this again once that has ended",
-            ) from error
-        except OSError:
-            pass  # a network file system that locks no folders: there it is up to the user
-        yield
-    finally:
-        os.close(handle)

@@ -1,5 +1,6 @@
 """Files that tools leave: checked before the work, never half written."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -39,18 +40,19 @@ def check_file(name: str | os.PathLike[str], suffix: str = "") -> Path:
     if os.path.exists(path) and not os.path.isfile(path):
         found = "a directory" if os.path.isdir(path) else "something that is not a regular file"
         raise InputError(expected=f"a file to write at {path}", found=found, fix="give another name")
-    if not os.path.isdir(path.parent):
+    target = link_target(path)
+    if not os.path.isdir(target.parent):
         raise InputError(
-            expected=f"an existing folder {path.parent} to write {path.name} in",
+            expected=f"an existing folder {target.parent} to write {target.name} in",
             found="none",
             fix="create the folder",
         )
     try:
-        with _unfinished(link_target(path)):
+        with _unfinished(target):
             pass
     except OSError as error:
         raise InputError(
-            expected=f"a folder {path.parent} that can be written",
+            expected=f"a folder {target.parent} that can be written",
             found=error.strerror or str(error),
             fix="give another folder or change its permissions",
         ) from error
@@ -81,6 +83,26 @@ def keep_file(path: Path, content: bytes) -> None:
             part.replace(path)
     except OSError:
         pass
+
+
+@contextmanager
+def alone_in(folder: Path, *, expected: str, found: str, fix: str) -> Iterator[None]:
+    """Have a folder for oneself. The lock is on the folder, leaves no file, and goes with a process that is killed.
+
+    Raises:
+        InputError: made of the texts, where another process has it.
+    """
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(expected=expected, found=found, fix=fix) from None
+        except OSError:
+            pass  # a file system that locks no folders: there it is up to the user
+        yield
+    finally:
+        os.close(held)
 
 
 @contextmanager
