@@ -101,7 +101,7 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch",
         type=positive_int,
         metavar="N",
-        help=f"most segments denoised at once on a device; measured costs choose (default: {DEFAULT_MAX_BATCH})",
+        help=f"most segments a device denoises at once; the costs choose how many (default: {DEFAULT_MAX_BATCH})",
     )
     parser.add_argument("--sampler", choices=SAMPLERS, help="sampler (default: the bundle's)")
     parser.add_argument(
@@ -121,9 +121,9 @@ def _parser() -> Parser:
     parser.add_argument("--out-dir", metavar="DIR", help="with --jobs: the folder of the videos and of summary.json")
     add_render_arguments(parser)
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew: remove the journal, and render complete videos again"
+        "--fresh", action="store_true", help="start over: remove the journal, and render complete videos again"
     )
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to be guided away from")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="prompt that guidance leads away from")
     return parser
 
 

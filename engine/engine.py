@@ -117,7 +117,7 @@ class Engine:
                 (the paper); "latency" is eager for the first frames first.
             max_batch: most segments that one device denoises at once; the measured costs choose among those. None
                 means 16.
-            negative_prompt: what to be guided away from.
+            negative_prompt: prompt that guidance leads away from.
             depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
             method: "tree" is Diffusion over Diffusion; "autoregressive" the baseline it is compared with, a window
                 after another, each given the last frame of the one before.

@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nuwaxl.kernels.bench", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--batches", default="1,8,64")
+    parser.add_argument("--batches", default="1,8,64", help="segments (default: 1,8,64)")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("expected a CUDA device; found none; run this on a machine that has one", file=sys.stderr)

@@ -22,13 +22,14 @@ From nothing to weights that nuwaxl-export takes; train/demo/README.md has the d
   nuwaxl-train tklvae CONFIG.toml  the image autoencoder, then from its weights the temporal layers
   nuwaxl-train mtd CONFIG.toml     the diffusion; writes OUT/model/
 
-On several GPUs, or processes on CPUs, the same command after "accelerate launch": each takes its share of each batch.
+To train in several processes, on GPUs or CPUs, use "accelerate launch --module nuwaxl.train":
+each process takes its share of each batch (docs/training.md).
 """
 
 
 _EPILOG = """\
 exit status: 0 all was done, 1 it failed, 2 bad arguments or input, 130 interrupted, 143 terminated; nuwaxl-train
-COMMAND --help says more of a command, docs/training.md of the configuration"""
+COMMAND --help says more about a command, docs/training.md about the configuration"""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder in the diffusers format: unet, vae, text_encoder, tokenizer",
     )
     weights.add_argument(
-        "--random", choices=sorted(PRESETS), help="random weights of a preset, to measure its size and speed with"
+        "--random", choices=sorted(PRESETS), help="random weights for a preset, to measure size and speed with"
     )
     init.add_argument("out", type=Path, metavar="OUT_DIR")
     init.add_argument("--length", type=positive_int, default=16, help="L, frames a diffusion, default %(default)s")

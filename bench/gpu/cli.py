@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("--parts", type=_parts, default=list(PARTS), metavar="LIST", help=f"of {','.join(PARTS)}")
+    parser.add_argument("--parts", type=_parts, default=list(PARTS), metavar="LIST", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="for the files (default: out)")
     parser.add_argument(
         "--budget", type=float, default=3600.0, metavar="S", help="seconds for all of it (default: 3600)"
@@ -59,7 +59,7 @@ def _parser() -> Parser:
         "--devices",
         action="append",
         metavar="DEVICE",
-        help="render on this device of the engine's; several times for several (default: torch:cuda:0, then "
+        help="a device of the engine to render on; may be repeated (default: torch:cuda:0, then "
         "torch:cuda:0/eager); others than torch's need a --bundle",
     )
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR", help="for such devices")
@@ -67,7 +67,7 @@ def _parser() -> Parser:
         "--compile-mode",
         action="append",
         metavar="MODE",
-        help="of the opponent; several times for several (default: reduce-overhead, then max-autotune)",
+        help="torch.compile's, for the opponent; may be repeated (default: reduce-overhead, then max-autotune)",
     )
     parser.add_argument(
         "--max-batch", type=positive_int, default=DEFAULT_MAX_BATCH, metavar="N", help="segments in a step of ours"

@@ -18,14 +18,14 @@ them, 1 if not (unreadable, damaged, or frames without captions), 2 for bad argu
 """
 
 _CAPTION = """\
-Write a caption file beside every video of FOLDER that has none, by a captioning model such as GIT.
+Write a caption file beside every video of FOLDER that has none, using a captioning model such as GIT.
 
 MODEL_DIR is a local directory in transformers' format (processor, tokenizer, safetensors); nothing is downloaded.
-Until a file is whole it is named NAME.jsonl.partial; the same command takes it up where it stopped.
+Until a file is whole it is named NAME.jsonl.partial; the same command continues where it stopped.
 """
 
 _LATENTS = """\
-Encode the videos of FOLDER by T-KLVAE once, ahead of training MTD by CONFIG.toml, which then encodes nothing.
+Encode the videos of FOLDER with T-KLVAE once, so that training MTD with CONFIG.toml encodes nothing.
 
 Latents are kept by video (name, size, time of change) and by network (weights, configuration, L).
 """
@@ -45,12 +45,12 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file too")
     check.add_argument("--quick", action="store_true", help="read packets only, without decoding the frames")
 
-    caption = commands.add_parser("caption", help="caption every n-th frame by a GIT model", description=_CAPTION)
+    caption = commands.add_parser("caption", help="caption every n-th frame with a GIT model", description=_CAPTION)
     caption.add_argument("folder", type=Path, metavar="FOLDER")
     caption.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR")
     caption.add_argument("--every", type=positive_int, default=1, metavar="N", help="default %(default)s: all frames")
     caption.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="default %(default)s")
-    caption.add_argument("--max-tokens", type=positive_int, default=30, metavar="N", help="a text, default %(default)s")
+    caption.add_argument("--max-tokens", type=positive_int, default=30, metavar="N", help="default %(default)s")
     caption.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", ..., default %(default)s')
 
     latents = commands.add_parser("latents", help="fill the latent cache of an MTD training", description=_LATENTS)
