@@ -69,7 +69,7 @@ class Engine:
 
         Raises:
             InputError: a bundle that is damaged or too new, an unknown device, one that this machine does not have,
-                no inference runtime installed, or no Ray cluster with so much room.
+                no inference runtime installed, or no Ray cluster with enough free CPUs.
         """
         actors = parse_ray(devices)
         workers = () if actors else parse_devices(devices)
@@ -114,15 +114,15 @@ class Engine:
                 bundle's.
             sampler: "dpmpp_2m", "ddim" or "ddpm"; None takes the bundle's.
             policy: "eager" starts a segment when its parent is done, "level" when the whole depth above is
-                (the paper); "latency" is eager for the first frames first.
+                (the paper); "latency" is eager with the first frames first.
             max_batch: most segments that one device denoises at once; the measured costs choose among those. None
                 means 16.
             negative_prompt: prompt that guidance leads away from.
             depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
             method: "tree" is Diffusion over Diffusion; "autoregressive" the baseline it is compared with, a window
                 after another, each given the last frame of the one before.
-            journal: a file that keeps what is finished until the video is complete. A render that has one, and was
-                ended by anything at all, goes on from there when the same is asked for again, on whatever devices.
+            journal: a file that keeps what is finished until the video is complete. A render that ended early, for
+                whatever reason, continues from it when the same is asked for again, on any devices.
             progress: called with Progress in the thread that iterates; what it raises ends the render, and is raised
                 by the iteration.
 
@@ -208,7 +208,7 @@ class Engine:
             return list(self._known_costs(largest, self._check_open))
 
     def knows_costs(self, max_batch: int | None = None) -> bool:
-        """Whether costs(max_batch), which a render asks for, need not be measured, which may take a minute."""
+        """Whether the costs that a render needs are known already; to measure them may take a minute."""
         largest = resolve_schedule(max_batch=max_batch).max_batch
         descriptions = [worker.description for worker in self.workers]
         return largest in self._costs or kept_costs(self.bundle, descriptions, largest) is not None
@@ -265,7 +265,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the runners, from any thread. A render under way is cancelled, within one denoising step; its iteration
-        raises RenderCancelled. Of no effect a second time, and in a forked process."""
+        raises RenderCancelled. Does nothing a second time, nor in a forked process."""
         if not self._process.here:
             return
         self._closed = True

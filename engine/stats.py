@@ -61,8 +61,8 @@ class BatchRecord:
 class StepRecord:
     """One call of the step graph: how many segments it moved by one step, and milliseconds that it took.
 
-    On a GPU, where steps are queued, the mean over a stretch (see BatchRecord) that ended with a segment's last step,
-    as the one before it did, with a share of preparing who joined; of other stretches nothing is known.
+    On a GPU, where steps are queued, this is the mean over a stretch (see BatchRecord), with a share of the time that
+    preparing newcomers took. It is known only of stretches that, like the one before, ended with a segment's last step.
     """
 
     segments: int

@@ -143,7 +143,7 @@ class Videos:
 
     def cancel(self) -> None:
         """Give this up, from any thread: within one denoising step the iteration that is running raises
-        RenderCancelled, and so does any later one. The engine renders on: ask it for another."""
+        RenderCancelled, and so does any later one. The engine can be asked for another."""
         self._attempts.cancel()
 
     @property

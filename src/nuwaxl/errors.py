@@ -27,7 +27,7 @@ class RenderError(NuwaxlError):
 
 
 class RenderCancelled(RenderError):
-    """A render was given up because somebody asked for it."""
+    """A render was cancelled because somebody asked for that."""
 
 
 class DeviceLost(RenderError):
