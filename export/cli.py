@@ -21,7 +21,7 @@ _NEEDED_FOR_PLANS = ("onnx", "onnxruntime")
 _DESCRIPTION = """\
 Export a trained checkpoint as a bundle: the directory that nuwaxl-render and nuwaxl-bench run, without torch.
 
-CHECKPOINT_DIR holds config.json, tklvae.safetensors, mtd.safetensors, text.safetensors and tokenizer.json.
+MODEL_DIR holds config.json, tklvae.safetensors, mtd.safetensors, text.safetensors and tokenizer.json.
 OUT_DIR gets five ONNX graphs (text, prepare, step, decode, encode), large weights in files beside them, the
 tokenizer and manifest.json. Each graph is run on ONNX Runtime against torch in float32 first; if any differs by more
 than 1e-4 relative (fp16 1e-2, bf16 6e-2), nothing is written.
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT_DIR", help="what nuwaxl-train wrote, or a bundle")
+    parser.add_argument("checkpoint", type=Path, metavar="MODEL_DIR", help="what nuwaxl-train wrote, or a bundle")
     parser.add_argument(
         "out", type=Path, nargs="?", metavar="OUT_DIR", help="the bundle to write; must be empty or absent"
     )
-    parser.add_argument("--name", help="name in the manifest (default: the checkpoint directory's)")
+    parser.add_argument("--name", help="name in the manifest (default: the model directory's)")
     parser.add_argument(
         "--with-checkpoint",
         action="store_true",

@@ -1,4 +1,4 @@
-"""The five graphs of a bundle as torch modules over the trained networks (DESIGN.md, decision 2).
+"""The five graphs of a bundle as torch modules over the trained networks (docs/structure.md, "The bundle").
 
 text, encode and decode wrap one network; prepare computes once a segment what does not depend on the timestep; step
 is one denoising step with guidance and the sampler's update inside. The networks may be in a lower precision

@@ -1,4 +1,4 @@
-"""Reading of a checkpoint directory: the trained networks, and the sizes the bundle's manifest states."""
+"""Reading of a model directory: the trained networks, and the sizes the bundle's manifest states."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_model(folder: Path) -> Model:
     """
     if not folder.is_dir():
         raise InputError(
-            expected=f"a checkpoint directory at {folder}",
+            expected=f"a model directory at {folder}",
             found="a file" if folder.exists() else "nothing there",
             fix="name the directory that nuwaxl-train wrote",
         )
@@ -97,7 +97,7 @@ def _read_tokenizer(path: Path, config: ModelConfig) -> bytes:
         size = Tokenizer.from_buffer(content).get_vocab_size()
     except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
         raise InputError(
-            expected=f"a tokenizer at {path}", found=str(error), fix="name a complete checkpoint directory"
+            expected=f"a tokenizer at {path}", found=str(error), fix="name a complete model directory"
         ) from error
     if size > config.text.vocabulary:
         raise InputError(

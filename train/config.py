@@ -224,7 +224,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All a checkpoint directory's config.json holds."""
+    """All a model directory's config.json holds."""
 
     tklvae: TKLVAEConfig = field(default_factory=TKLVAEConfig)
     mtd: MTDConfig = field(default_factory=MTDConfig)
@@ -255,7 +255,7 @@ class ModelConfig:
             tables = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                expected=f"a model configuration at {path}", found=str(error), fix="name a checkpoint directory"
+                expected=f"a model configuration at {path}", found=str(error), fix="name a model directory"
             ) from error
         return cls.from_tables(tables, str(path))
 

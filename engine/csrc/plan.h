@@ -1,5 +1,5 @@
-// The diffusions that generate a long video: the pruned tree of PAPER.md 3.3, "Diffusion over Diffusion", or the chain
-// of windows that it is compared with.
+// The diffusions that generate a long video: the pruned tree of the paper (3.3), "Diffusion over Diffusion", or the
+// chain of windows that it is compared with.
 //
 // Both are regular, so nothing is stored per segment: parent, children and frames follow from a segment's depth and
 // index by arithmetic. A plan of a million segments takes as much memory as a plan of one.

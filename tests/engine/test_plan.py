@@ -1,4 +1,4 @@
-"""The pruned tree of diffusions, PAPER.md 3.3."""
+"""The pruned tree of diffusions, paper section 3.3."""
 
 import re
 from collections import Counter

@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 
 def test_a_checkpoint_that_is_not_there_is_named(refused, tmp_path: Path) -> None:
-    assert f"expected a checkpoint directory at {tmp_path / 'absent'}; found nothing" in refused(tmp_path / "absent")
+    assert f"expected a model directory at {tmp_path / 'absent'}; found nothing" in refused(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
