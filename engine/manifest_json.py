@@ -194,6 +194,9 @@ def _diffusion(diffusion: Diffusion, where: str) -> Diffusion:
     if diffusion.schedule == "zero_terminal_snr" and diffusion.prediction == "eps":
         # Where x is all noise, the noise says nothing of x0.
         raise _bad(f"prediction v with the schedule zero_terminal_snr in {where}", "eps", _REEXPORT)
+    if diffusion.schedule == "zero_terminal_snr" and diffusion.train_steps < 2:
+        # The first abar stays and the last becomes 0, so they cannot be the same one.
+        raise _bad(f"train_steps >= 2 with the schedule zero_terminal_snr in {where}", "1", _REEXPORT)
     return diffusion
 
 

@@ -207,6 +207,9 @@ class DiffusionConfig:
         require(0 < betas[0] <= betas[1] < 1, "[diffusion] beta_start, beta_end", "0 < start <= end < 1", betas)
         zero_snr_of_eps = self.schedule == "zero_terminal_snr" and self.prediction == "eps"
         require(not zero_snr_of_eps, "[diffusion] prediction", '"v" with schedule "zero_terminal_snr"', self.prediction)
+        # Of one step abar_0 is the last abar, too: it cannot stay and become 0.
+        enough = self.schedule != "zero_terminal_snr" or self.train_steps > 1
+        require(enough, "[diffusion] train_steps", '2 or more with schedule "zero_terminal_snr"', self.train_steps)
 
 
 @dataclass(frozen=True)

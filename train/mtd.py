@@ -97,6 +97,12 @@ class MTDTask:
         ):
             if of_mtd != other:
                 raise InputError(expected=f"{name} to be equal", found=f"{other} and {of_mtd}", fix="change one")
+        if mtd.length < 3 and self.training.depth > 1:
+            raise InputError(
+                expected="mtd.length to be 3 or more: a local diffusion is given both ends, and draws what is between",
+                found=f"{mtd.length}, with [training] depth = {self.training.depth}",
+                fix="raise mtd.length",
+            )
 
         self.folder = EpisodeFolder(run.data, self.training.episodes)
         self._check_size()
@@ -186,7 +192,7 @@ class MTDTask:
     def files(self, rng: np.random.Generator, share: Share) -> list[str]:
         return [
             f"{self.folder.episodes[segment.episode].video} (frames {segment.frames[0]} to {segment.frames[-1]}, "
-            f"stride {segment.frames[1] - segment.frames[0]})"
+            f"stride {segment.stride})"
             for segment in share.of(self._segments(rng))
         ]
 

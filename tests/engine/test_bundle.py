@@ -94,6 +94,18 @@ def test_a_version_that_is_none_is_refused(own_bundle: Path, version: object) ->
         ({"sampler": {"name": "ddim", "steps": 0, "guidance": 1.0}}, "steps"),
         ({"sampler": {"name": "ddim", "steps": True, "guidance": 1.0}}, "steps"),
         ({"sampler": {"name": "ddim", "steps": 5}}, "guidance"),
+        (
+            {
+                "diffusion": {
+                    "train_steps": 1,
+                    "schedule": "zero_terminal_snr",
+                    "beta_start": 0.00085,
+                    "beta_end": 0.012,
+                    "prediction": "v",
+                }
+            },
+            "train_steps >= 2",
+        ),
         ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "etc/passwd"),
         ({"files": {}}, "text.onnx"),
         ({"graphs": {}}, "text"),

@@ -44,6 +44,11 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (TextConfig(), {"tokens": 2}, "[text] tokens to be 3 or more"),
     (DiffusionConfig(), {"beta_start": 0.5}, "0 < start <= end < 1"),
     (DiffusionConfig(), {"train_steps": 0}, "[diffusion] train_steps to be 1 or more"),
+    (
+        DiffusionConfig(schedule="zero_terminal_snr", prediction="v"),
+        {"train_steps": 1},
+        '[diffusion] train_steps to be 2 or more with schedule "zero_terminal_snr"',
+    ),
     (SamplerConfig(), {"steps": 0}, "[sampler] steps to be 1 or more"),
     (MTD_TRAINING, {"prompt_dropout": 1.5}, "[training] prompt_dropout to be from 0 to 1"),
     (MTD_TRAINING, {"prompt_dropout": -0.1}, "[training] prompt_dropout to be from 0 to 1"),

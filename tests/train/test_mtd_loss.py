@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nuwaxl.errors import InputError
 from nuwaxl.train.diffusion import alphas_cumprod
 from nuwaxl.train.distributed import Share
 from nuwaxl.train.mtd import MTDTask
-from tests.train.small import mtd_task, run_config, write_tklvae
+from tests.train.small import NETWORKS, mtd_task, run_config, write_tklvae
 
 BATCH = 24
 WHOLE = Share()
@@ -112,3 +113,21 @@ def test_timesteps_are_drawn_as_u_to_the_1_over_k(cartoons: Path, folder: Path, 
     assert 990 < int(timesteps.max()) <= 999
     for part in (0.25, 0.5, 0.75):  # P(t / T < q) = q^k
         assert float((timesteps < part * 1000).double().mean()) == pytest.approx(part**power, abs=0.04)
+
+
+def test_segments_that_leave_a_local_diffusion_nothing_to_draw_are_refused(
+    cartoons: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "mtd", {**NETWORKS["mtd"], "length": 2})
+    with pytest.raises(InputError, match=r"mtd\.length to be 3 or more: .*; found 2, with \[training\] depth = 2"):
+        task_of(cartoons, folder, tmp_path)
+
+
+def test_single_frames_have_a_place_too(
+    cartoons: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NETWORKS, "mtd", {**NETWORKS["mtd"], "length": 1})
+    task = task_of(cartoons, folder, tmp_path, depth=1)
+    (x, *_), _ = seen_by_the_network(task)
+    assert x.shape[1] == 1
+    assert all("stride 1)" in name for name in task.files(np.random.default_rng(5), WHOLE))

@@ -33,12 +33,13 @@ class Episode:
 class TrainingSegment:
     """L frames of one episode as the diffusion of depth `depth` sees them.
 
-    `frames` int64 (L,) are frame numbers at stride s_d; `mask` float32 (L,) is x_0^m by frame: 1 where the
+    `frames` int64 (L,) are frame numbers at `stride` s_d; `mask` float32 (L,) is x_0^m by frame: 1 where the
     frame is given (first and last for depth > 0), 0 where it is to be generated.
     """
 
     episode: int
     depth: int
+    stride: int
     frames: np.ndarray
     mask: np.ndarray
 
@@ -104,7 +105,7 @@ class EpisodeFolder:
         mask = np.zeros(length, np.float32)
         if d > 0:
             mask[[0, -1]] = 1.0
-        return TrainingSegment(episode, d, start + stride * np.arange(length, dtype=np.int64), mask)
+        return TrainingSegment(episode, d, stride, start + stride * np.arange(length, dtype=np.int64), mask)
 
     def check_lengths(self, length: int, depth: int, depth_probabilities: Sequence[float] | None = None) -> None:
         """Raise InputError if no episode is long enough for a level that `sample_segment` may draw."""
