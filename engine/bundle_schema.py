@@ -58,11 +58,12 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Defaults of a render: sampler, number of denoising steps, classifier-free guidance scale."""
+    """Defaults of a render: sampler, number of denoising steps, classifier-free guidance scale, depth of the tree."""
 
     name: SamplerName
     steps: int
     guidance: float
+    depth: int  # [m] that the network was trained for; a film that its tree does not span takes a deeper one
 
 
 @dataclass(frozen=True)

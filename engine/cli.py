@@ -108,8 +108,8 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth",
         type=positive_int,
         metavar="M",
-        help="depth of the tree (default: the smallest that spans the frames; "
-        "a model that was trained for one depth draws best with that)",
+        help="depth of the tree (default: what the model was trained for, or the smallest that spans the frames where "
+        "that is deeper)",
     )
 
 

@@ -118,7 +118,8 @@ class Engine:
             max_batch: most segments that one device denoises at once; the measured costs choose among those. None
                 means 16.
             negative_prompt: prompt that guidance leads away from.
-            depth: depth of the tree (the paper's m); None takes the smallest that spans the frames.
+            depth: depth of the tree (the paper's m); None takes the bundle's, for which its model was trained, or the
+                smallest that spans the frames where that is deeper.
             method: "tree" is Diffusion over Diffusion; "autoregressive" the baseline it is compared with, a window
                 after another, each given the last frame of the one before.
             journal: a file that keeps what is finished until the video is complete. A render that ended early, for

@@ -110,7 +110,7 @@ def resolve(manifest: Manifest, task: Task) -> Request:
     sampler = cast(SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS))
     negative_prompt = encodable_text("negative_prompt", task.negative_prompt, fix="change negative_prompt")
     return Request(
-        plan=_plan(frames, manifest.network.length, task.depth, task.method),
+        plan=_plan(frames, manifest, task.depth, task.method),
         table=sampler_table(sampler, manifest.diffusion, steps),
         frames=frames,
         seed=seed,
@@ -128,16 +128,19 @@ def _journal(name: Any) -> Path:
     return Path(name).absolute()
 
 
-def _plan(frames: int, length: int, depth: Any, method: Any) -> Plan:
+def _plan(frames: int, manifest: Manifest, depth: Any, method: Any) -> Plan:
+    length = manifest.network.length
     if one_of("method", method, ("tree", "autoregressive")) == "autoregressive":
         if depth is not None:
             raise InputError(
                 expected="no depth with the autoregressive method", found=repr(depth), fix="leave depth out"
             )
         return Plan.autoregressive(frames, length, AUTOREGRESSIVE_OVERLAP)
-    if depth is None:
-        return Plan(frames, length)
     deepest = next(m for m in range(1, 64) if (length - 1) ** m + 1 >= MAX_FRAMES)
+    if depth is None:
+        # Of the strides of a smaller depth the network knows the small ones with both ends given alone.
+        trained = min(manifest.sampler.depth, deepest)
+        return Plan(frames, length, trained if frames <= Plan.span(length, trained) else None)
     depth = whole_number("depth", depth, least=1, most=deepest)
     span = Plan.span(length, depth)
     if frames > span:

@@ -76,10 +76,11 @@ def _parser() -> Parser:
         "compute capabilities without the dot, as in 80,86,89,90,100,120 (no GPU needed); with --target tensorrt, the "
         "GPU here among them; with --target tensorrt-rtx, the GPUs to build plans for",
     )
-    defaults = parser.add_argument_group("sampler defaults of the bundle (default: those of config.json)")
+    defaults = parser.add_argument_group("what the bundle renders by unless asked (default: what config.json says)")
     defaults.add_argument("--sampler", choices=SAMPLERS)
     defaults.add_argument("--steps", type=positive_int, metavar="N", help="denoising steps a segment")
     defaults.add_argument("--guidance", type=non_negative_float, metavar="X", help="guidance scale")
+    defaults.add_argument("--depth", type=positive_int, metavar="M", help="depth of the tree that it was trained for")
     plan_options.add_arguments(parser)
     return parser
 
@@ -108,6 +109,7 @@ def _export(arguments: argparse.Namespace) -> None:
         name=arguments.sampler or trained.name,
         steps=trained.steps if arguments.steps is None else arguments.steps,
         guidance=trained.guidance if arguments.guidance is None else arguments.guidance,
+        depth=trained.depth if arguments.depth is None else arguments.depth,
     )
 
     def progress(graph: Written) -> None:

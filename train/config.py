@@ -214,14 +214,16 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Sampler defaults a bundle of this model carries."""
+    """Defaults of a render that a bundle of this model carries. MTD's training sets `depth` to its own, unless it is
+    given; at 1 a render takes the smallest depth that spans its frames."""
 
     name: Literal["dpmpp_2m", "ddim", "ddpm"] = "dpmpp_2m"
     steps: int = 25
     guidance: float = 7.5
+    depth: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "sampler", "steps")
+        require_positive(self, "sampler", "steps", "depth")
         require(self.guidance >= 0, "[sampler] guidance", "0 or more", self.guidance)
 
 

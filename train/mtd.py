@@ -82,6 +82,8 @@ class MTDTask:
         self.training = from_table(MTDTraining, tables.get("training", {}), "[training]")
         init = Path(self.training.init)
         base = ModelConfig.load(init / "config.json") if self.training.init else ModelConfig()
+        depth = {"depth": self.training.depth}  # as rendered, unless [sampler] says another
+        networks["sampler"] = {**depth, **networks.get("sampler", {})}
         self.config = base.replaced(networks, "the configuration")
         if run.compile and run.gradient_checkpointing:
             raise InputError(

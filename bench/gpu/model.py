@@ -1,7 +1,7 @@
 """The network that is measured: `sd15` with random weights at a picture size, and a tiny one for the tests."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -156,7 +156,7 @@ def _in_memory(work: Workload, folder: Path) -> Bundle:
         precision="fp32",
         network=network,
         diffusion=Diffusion(of.train_steps, of.schedule, of.beta_start, of.beta_end, of.prediction),
-        sampler=Sampler(config.sampler.name, config.sampler.steps, config.sampler.guidance),
+        sampler=Sampler(**asdict(config.sampler)),
         graphs={},
         files={},
     )

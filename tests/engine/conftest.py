@@ -184,7 +184,7 @@ def write_tiny_bundle(folder: Path, precision: str = "fp32") -> None:
         precision=precision,
         network=NETWORK,
         diffusion=DIFFUSION,
-        sampler=Sampler(name="dpmpp_2m", steps=5, guidance=2.0),
+        sampler=Sampler(name="dpmpp_2m", steps=5, guidance=2.0, depth=1),
         graphs=graphs,
     )
 

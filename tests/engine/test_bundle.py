@@ -90,10 +90,12 @@ def test_a_version_that_is_none_is_refused(own_bundle: Path, version: object) ->
         ({"format": "zip"}, "nuwaxl-bundle"),
         ({"surprise": 1}, "surprise"),
         ({"name": 3}, "name"),
-        ({"sampler": {"name": "euler", "steps": 5, "guidance": 1.0}}, "'euler'"),
-        ({"sampler": {"name": "ddim", "steps": 0, "guidance": 1.0}}, "steps"),
-        ({"sampler": {"name": "ddim", "steps": True, "guidance": 1.0}}, "steps"),
-        ({"sampler": {"name": "ddim", "steps": 5}}, "guidance"),
+        ({"sampler": {"name": "euler", "steps": 5, "guidance": 1.0, "depth": 1}}, "'euler'"),
+        ({"sampler": {"name": "ddim", "steps": 0, "guidance": 1.0, "depth": 1}}, "steps"),
+        ({"sampler": {"name": "ddim", "steps": True, "guidance": 1.0, "depth": 1}}, "steps"),
+        ({"sampler": {"name": "ddim", "steps": 5, "depth": 1}}, "guidance"),
+        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 1.0}}, "depth"),
+        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 1.0, "depth": 0}}, "depth >= 1"),
         (
             {
                 "diffusion": {
@@ -112,7 +114,7 @@ def test_a_version_that_is_none_is_refused(own_bundle: Path, version: object) ->
         ({"graphs": []}, "graphs"),
         ({"files": {"a\0b": {"sha256": "0" * 64, "bytes": 1}}}, "names of files"),
         ({"files": {"half a pair: \ud800": {"sha256": "0" * 64, "bytes": 1}}}, "names of files"),
-        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 10**400}}, "a finite number"),
+        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 10**400, "depth": 1}}, "a finite number"),
     ],
 )
 def test_a_wrong_manifest_says_what_is_wrong(own_bundle: Path, changes: dict[str, object], said: str) -> None:

@@ -1,5 +1,6 @@
 """Whole renders of the tiny bundle: the frames are right, and do not depend on how the work was dealt out."""
 
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Engine, Plan, Progress, SamplerName, Story
+from nuwaxl.engine import Engine, Plan, Progress, SamplerName, Story, Task
 from nuwaxl.engine._core import CostModel, normal_noise
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.samplers import sampler_table
@@ -123,6 +124,32 @@ def test_seed_guidance_steps_sampler_prompt_and_negative_prompt_change_the_video
 def test_a_shorter_render_of_the_same_depth_is_the_beginning_of_a_longer_one(tiny_bundle: Path) -> None:
     short = render(tiny_bundle, 11, depth=3)
     assert np.abs(short.astype(int) - render(tiny_bundle, 26, depth=3)[:11]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "frames", "depth", "expected"),
+    [(1, 4, None, 1), (1, 5, None, 2), (3, 1, None, 3), (3, 28, None, 3), (3, 29, None, 4), (3, 5, 2, 2), (3, 82, 5, 5)],
+)
+def test_the_tree_has_the_depth_of_the_training_unless_asked_or_too_short(
+    own_bundle: Path, trained: int, frames: int, depth: int | None, expected: int
+) -> None:
+    set_depth(own_bundle, trained)
+    with Engine.open(own_bundle) as engine:
+        assert engine.resolve(Task(STORY, frames=frames, depth=depth)).plan.depth == expected
+
+
+def test_a_depth_that_no_video_is_long_enough_for_is_the_deepest(own_bundle: Path) -> None:
+    set_depth(own_bundle, 10**6)
+    with Engine.open(own_bundle) as engine:
+        assert engine.resolve(Task(STORY, frames=5)).plan.depth == 13  # 3^13 is the first above 2^20
+
+
+def set_depth(bundle: Path, depth: int) -> None:
+    """What the manifest says of the training."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["sampler"]["depth"] = depth
+    path.write_text(json.dumps(manifest))
 
 
 def test_clips_come_in_order_and_cover_the_video(tiny_bundle: Path) -> None:

@@ -108,6 +108,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The bundle that the command writes of the tiny checkpoint."""
     out = tmp_path_factory.mktemp("exported") / "bundle"
     arguments = ["--name", "tiny", "--decode-overlap", "1", "--steps", "7", "--guidance", "1.5", "--sampler", "ddim"]
+    arguments += ["--depth", "2"]
     arguments += ["--with-checkpoint"]
     assert main([str(checkpoint), str(out), *arguments]) == 0
     return out

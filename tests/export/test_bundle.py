@@ -65,7 +65,7 @@ def test_the_engine_opens_it_and_the_manifest_says_what_was_asked(bundle: Bundle
         decode_overlap=1,
     )
     assert manifest.diffusion == Diffusion(100, "scaled_linear", 0.00085, 0.012, "v")
-    assert manifest.sampler == Sampler("ddim", 7, 1.5)
+    assert manifest.sampler == Sampler("ddim", 7, 1.5, depth=2)
     # A build's own label, as in 2.15.0+cu132, is not always in the package's version.
     assert manifest.producer["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert manifest.producer["onnxruntime"] == onnxruntime.__version__
@@ -200,6 +200,7 @@ def test_a_second_export_in_another_process_writes_the_same_bytes(
 ) -> None:
     out = tmp_path / "again"
     arguments = ["--name", "tiny", "--decode-overlap", "1", "--steps", "7", "--guidance", "1.5", "--sampler", "ddim"]
+    arguments += ["--depth", "2"]
     arguments += ["--with-checkpoint"]
     copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
     subprocess.run(

@@ -37,7 +37,7 @@ STORY = Story([(0, "a red fox"), (4, "a blue bear")])
 def low(request: pytest.FixtureRequest, model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny checkpoint's bundle in a lower precision, with all of its larger weights in files beside the graphs."""
     out = tmp_path_factory.mktemp("low") / request.param
-    sampler = Sampler("ddim", 7, 1.5)
+    sampler = Sampler("ddim", 7, 1.5, depth=1)
     write.export_bundle(
         model, out, name="tiny", sampler=sampler, decode_overlap=1, precision=request.param, external_from=0
     )

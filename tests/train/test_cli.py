@@ -94,6 +94,7 @@ def test_the_model_directory_is_complete_and_loads(trained: Path) -> None:
     ]  # fmt: skip
     config = ModelConfig.load(model / "config.json")
     assert config.mtd.length == 5
+    assert config.sampler.depth == 2  # [training] depth: a bundle renders in trees of it
     checkpoint.load_into(MTD(config.mtd), model / "mtd.safetensors")
 
 
