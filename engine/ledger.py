@@ -1,6 +1,7 @@
 """What became of the jobs of a render: the workers write it down, the thread that takes the events reads it."""
 
 import threading
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -162,6 +163,10 @@ class Ledger:
         detail = " ".join(str(error).split())
         failure = RenderError(f"the render failed on {where}: {type(error).__name__}: {detail}")
         failure.__cause__ = error
+        # Whoever keeps the failure must not keep the batch, and its memory on a device, that the frames speak of.
+        for each in (error, error.__cause__, error.__context__):
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
         for number in numbers:
             self.fail(number, failure)
         return failure

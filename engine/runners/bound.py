@@ -18,7 +18,7 @@ from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.runners.arrivals import Arrivals
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Device, Stream
-from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, bucket, copy_rows, room
+from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, both_ends, bucket, copy_rows, room
 from nuwaxl.engine.runners.staging import Stages, Staging
 from nuwaxl.errors import DeviceLost
 
@@ -100,8 +100,7 @@ class BoundRunner:
     def begin_decode(self, latents: Float32) -> Callable[[], UInt8]:
         """See DecodesLater. One segment at a time: the decoder needs the most memory of all graphs."""
         if self._decoding is None:
-            graph = self.graphs["decode"]
-            self._decoding = Tensors(self.device, graph.inputs, 1), Tensors(self.device, graph.outputs, 1)
+            self._decoding = both_ends(self.device, self.graphs["decode"], 1)
         source, target = self._decoding
         video = target["video"]
         arrival = self.arrivals.begin((len(latents), *(int(size) for size in video.spec.shape[1:])), np.uint8)
@@ -117,8 +116,7 @@ class BoundRunner:
         provider plans all convolutions of a graph anew whenever their number changes. `put(state, number)` takes the
         state of that segment from the first row while it is there."""
         if self._prepared is None:
-            graph = self.graphs["prepare"]
-            self._prepared = Tensors(self.device, graph.inputs, 1), Tensors(self.device, graph.outputs, 1)
+            self._prepared = both_ends(self.device, self.graphs["prepare"], 1)
         source, state = self._prepared
         for number in range(len(segments.x)):
             given = {

@@ -57,7 +57,8 @@ class KernelLibrary:
         refusal = next((each for each in refusals if each is not None), None)
         if refusal is not None:
             self.sm = None
-            _say_once(bundle, sm, f"that they do not load ({refusal.decode()})", "update an old driver")
+            found, _, fix = refusal.decode().rpartition("; ")
+            _say_once(bundle, sm, f"that they do not load ({found})", fix)
 
     def register(self, options: Any, graph: str) -> None:
         """Let a session with these options launch the kernels, where it calls any."""

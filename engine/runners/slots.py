@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nuwaxl.engine.bundle_schema import TensorSpec
+from nuwaxl.engine.bundle_schema import Graph, TensorSpec
 from nuwaxl.engine.runners.device.base import Device, Memory, Stream
 from nuwaxl.engine.runners.stored import stored
 
@@ -82,6 +82,16 @@ class Tensors:
         """Give the memory back."""
         for tensor in self._tensors.values():
             tensor.memory.free()
+
+
+def both_ends(device: Device, graph: Graph, rows: int) -> tuple[Tensors, Tensors]:
+    """A graph's inputs and its outputs; where there is no memory for these, none is kept for those."""
+    inputs = Tensors(device, graph.inputs, rows)
+    try:
+        return inputs, Tensors(device, graph.outputs, rows)
+    except BaseException:
+        inputs.free()
+        raise
 
 
 class Rows:

@@ -6,7 +6,7 @@ tensors have fixed addresses, and after its first run its work is launched as on
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +117,27 @@ class TensorRTRunner:
         """Segments that begin, in lanes: for each its lane and its row there."""
         rows = []
         start = 0
-        for lane, count in self.lanes(len(segments.x)):
-            lane.prepare(_cut(segments, start, start + count), self._transfers)
-            rows += [(lane, row) for row in range(count)]
-            start += count
+        lanes = self.lanes(len(segments.x))
+        try:
+            for lane, count in lanes:
+                lane.prepare(_cut(segments, start, start + count), self._transfers)
+                rows += [(lane, row) for row in range(count)]
+                start += count
+        except BaseException:
+            self.release([lane for lane, _ in lanes])
+            raise
         return rows
 
     def lanes(self, count: int) -> "list[tuple[_Lane, int]]":
         """Free lanes for `count` segments, and how many go into each."""
-        result = []
-        for bucket, filled in split(count, self._buckets):
-            free = self._lanes.setdefault(bucket, [])
-            result.append((free.pop() if free else self._new_lane(bucket), filled))
+        result: list[tuple[_Lane, int]] = []
+        try:
+            for bucket, filled in split(count, self._buckets):
+                free = self._lanes.setdefault(bucket, [])
+                result.append((free.pop() if free else self._new_lane(bucket), filled))
+        except BaseException:
+            self.release([lane for lane, _ in result])
+            raise
         return result
 
     def release(self, lanes: "Sequence[_Lane]") -> None:
@@ -264,7 +273,12 @@ class TensorRTDenoising:
     def join(self, segments: Segments) -> None:
         """See Denoising.join."""
         newcomers = self._runner.prepare(segments)
-        self._arrange([*self._rows, *newcomers], also=_lanes_of(newcomers))
+        lanes = _lanes_of(newcomers)
+        try:
+            self._arrange([*self._rows, *newcomers], also=lanes)
+        except BaseException:  # no memory to arrange them anew: the others go on as if these had never come
+            self._runner.release(lanes)
+            raise
 
     def keep(self, slots: Sequence[int]) -> None:
         """See Denoising.keep."""
@@ -297,16 +311,20 @@ class _Lane:
     def __init__(self, runner: TensorRTRunner, prepare: PlanEngine, step: PlanEngine, bucket: int) -> None:
         self.bucket = bucket
         self._stream = runner.stream
-        self.tensors = runner.memory((*step.graph.inputs, *step.graph.outputs), bucket)
-        self._given = runner.memory(prepare.graph.inputs, bucket)
         state = {spec.name for spec in prepare.graph.outputs}
         self._kept = [*state, *_FEEDBACK.values()]  # what a segment is, beside what each call brings
-        context = prepare.context(bucket, runner.stream)
-        context.bind({**self._given.addresses(), **{name: self.tensors[name].at(0) for name in state}})
-        self._prepare = Work(runner.stream, context)
-        context = step.context(bucket, runner.stream)
-        context.bind(self.tensors.addresses())
-        self._step = Work(runner.stream, context, after=self._feed_back)
+        with ExitStack() as undo:  # contexts are freed with their engine
+            self.tensors = runner.memory((*step.graph.inputs, *step.graph.outputs), bucket)
+            undo.callback(self.tensors.free)
+            self._given = runner.memory(prepare.graph.inputs, bucket)
+            undo.callback(self._given.free)
+            context = prepare.context(bucket, runner.stream)
+            context.bind({**self._given.addresses(), **{name: self.tensors[name].at(0) for name in state}})
+            self._prepare = Work(runner.stream, context)
+            context = step.context(bucket, runner.stream)
+            context.bind(self.tensors.addresses())
+            self._step = Work(runner.stream, context, after=self._feed_back)
+            undo.pop_all()
 
     def prepare(self, segments: Segments, transfers: Transfers) -> None:
         """Begin segments, in the first rows."""

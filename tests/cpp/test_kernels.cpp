@@ -226,13 +226,30 @@ TEST(an_unaligned_tensor_is_refused) {
     CHECK(launches().empty());
 }
 
-TEST(errors_of_the_driver_are_told_by_name) {
+TEST(rows_of_the_update_may_be_at_any_address) {
+    Kernels kernels = fresh();
+    const Shape x{2, 16, 4, 8, 8};
+    const Call call = plan_call(Op::kGuidedUpdate, {x, x, x, x, x, {2, 6}, {2}}, {}, "float32");
+    kernels.add(0, call.kernel, kernel("pppppppippp", {1, 1, 1024}));
+    std::vector<const void*> inputs{in(0x100), in(0x200), in(0x300), in(0x400), in(0x500), in(0x618), in(0x704)};
+    kernels.launch(call, inputs, {out(0x800), out(0x900)}, nullptr, scratch());
+    CHECK(launches().size() == 1);
+    inputs[4] = in(0x504);  // of a tensor still not
+    CHECK(check::refuses([&] { kernels.launch(call, inputs, {out(0x800), out(0x900)}, nullptr, scratch()); }));
+}
+
+TEST(errors_of_the_driver_are_told_by_name_and_what_to_do_by_their_cause) {
     Kernels kernels = fresh();
     nuwaxl::Kernel bad = kernel("pippp", {1, 8, 4});
     bad.image = {'b', 'a', 'd', '\0'};
     kernels.add(0, attention(1).kernel, bad);
     const auto launch = [&] { kernels.launch(attention(1), {in(0x1000)}, {out(0x2000)}, nullptr, scratch()); };
-    CHECK(thrown(launch).find("cuModuleLoadData to succeed; found CUDA_ERROR_INVALID_IMAGE") != std::string::npos);
+    CHECK(thrown(launch) ==
+          "expected cuModuleLoadData to succeed; found CUDA_ERROR_INVALID_IMAGE; update an old driver, or export the "
+          "bundle again with --sm for this GPU");
+    const auto driver = nuwaxl::cuda::Driver::load(NUWAXL_STUB_LIBCUDA);
+    CHECK(thrown([&] { driver.check(2, "cuModuleLoadData"); }).ends_with("; free memory of the GPU"));
+    CHECK(thrown([&] { driver.check(700, "cuModuleLoadData"); }).ends_with("; see the driver's log"));
 }
 
 TEST(every_call_of_the_driver_that_fails_is_told) {

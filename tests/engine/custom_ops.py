@@ -24,7 +24,8 @@ class Launcher:
 
     def nuwaxl_load_kernel(self, name: bytes) -> bytes | None:
         self.loaded.append(name.decode())
-        return b"CUDA_ERROR_NO_BINARY_FOR_GPU" if name.decode() == self._refused else None
+        refusal = b"expected cuModuleLoadData to succeed; found CUDA_ERROR_OUT_OF_MEMORY; free memory of the GPU"
+        return refusal if name.decode() == self._refused else None
 
 
 def with_kernels(folder: Path, *sms: int) -> Bundle:

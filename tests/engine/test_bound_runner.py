@@ -23,7 +23,7 @@ from nuwaxl.engine.runners.base import Denoising, Runner, Segments
 from nuwaxl.engine.runners.bound import BoundRunner, element_type
 from nuwaxl.engine.runners.device.host import HostDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.engine.runners.slots import Rows, bucket, room, row_bytes
+from nuwaxl.engine.runners.slots import Rows, both_ends, bucket, room, row_bytes
 from nuwaxl.errors import DeviceLost, RenderError
 
 from .bound import KINDS, LateSession, on_fake, on_host
@@ -259,6 +259,17 @@ def test_newcomers_that_find_no_memory_leave_the_batch_as_it_was(bundle: Bundle,
     for batch in batches:
         batch.step(np.array([9, 5]), np.full((2, 6), 0.3, np.float32), np.ones(2, np.float32), None)
     np.testing.assert_allclose(batches[0].latents([0, 1]), batches[1].latents([0, 1]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", ["prepare", "decode"])
+def test_a_graph_that_finds_no_memory_for_its_outputs_keeps_none(bundle: Bundle, cuda: FakeCuda, graph: str) -> None:
+    runner = on_fake(bundle, cuda)
+    before, inputs = len(cuda.live), len(runner.graphs[graph].inputs)
+    for _ in range(2):
+        cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation, cuda.names().count("cudaMalloc") + inputs
+        with pytest.raises(RenderError, match="smaller --max-batch"):
+            both_ends(runner.device, runner.graphs[graph], 1)
+        assert len(cuda.live) == before
 
 
 def test_a_run_that_fails_because_the_device_is_gone_says_so(bundle: Bundle, cuda: FakeCuda) -> None:

@@ -91,7 +91,8 @@ def test_where_the_driver_refuses_a_kernel_the_bodies_run_and_it_is_said_once(
             library.register(SimpleNamespace(), "step")
     assert library.sm is None
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "found that they do not load (CUDA_ERROR_NO_BINARY_FOR_GPU); the graphs' plain forms run" in message
+    assert "do not load (expected cuModuleLoadData to succeed; found CUDA_ERROR_OUT_OF_MEMORY); the graphs'" in message
+    assert message.endswith(": free memory of the GPU")
 
 
 def test_the_real_library_says_why_it_does_not_load_a_kernel(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,29 @@ def test_the_first_failure_of_a_job_counts_and_the_scheduler_knows_it() -> None:
     assert scheduler.next(0).items == [(1, 0)]
     assert ledger.close(0) is first
     assert ledger.close(1) is None
+
+
+def test_a_failure_that_is_kept_keeps_nothing_that_a_worker_was_at() -> None:
+    class Batch:
+        def step(self) -> None:
+            began.append(weakref.ref(self))
+            raise ValueError("no memory")
+
+    def diffuse() -> None:
+        batch = Batch()
+        try:
+            batch.step()
+        except ValueError as error:
+            raise RenderError("no step") from error
+
+    ledger, _ = ledger_of()
+    began: list[weakref.ref[Batch]] = []
+    try:
+        diffuse()
+    except RenderError as error:
+        failure = ledger.blame(error, "cuda:0", {0})
+    assert began[0]() is None
+    assert isinstance(failure.__cause__, RenderError)
 
 
 def test_clips_that_come_after_a_job_was_closed_are_no_news() -> None:

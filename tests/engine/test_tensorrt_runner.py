@@ -316,6 +316,26 @@ def test_a_call_that_tensorrt_refuses_is_an_error(machine: Machine) -> None:
             step(batch, [1, 2])
 
 
+def test_segments_for_which_there_is_no_memory_leave_no_memory_taken(machine: Machine) -> None:
+    runner = machine.runner()
+    batch = runner.start(segments(2))
+    step(batch, [2, 2])
+    runner.lanes(2)
+    taken = len(machine.cuda.live)
+    allocated = machine.cuda.names().count("cudaMalloc")
+    for after in range(12):  # however much of it there still is
+        machine.cuda.fail["cudaMalloc"] = Status.cudaErrorMemoryAllocation, allocated + after
+        with pytest.raises(RenderError, match="smaller --max-batch"):
+            runner.start(segments(4))
+        with pytest.raises(RenderError, match="smaller --max-batch"):
+            batch.join(segments(4))
+        allocated = machine.cuda.names().count("cudaMalloc")
+    assert len(machine.cuda.live) == taken
+    machine.cuda.fail.clear()
+    step(batch, [1, 1])
+    assert batch.latents([0, 1]).shape[0] == 2
+
+
 def test_tensorrt_rtx_starts_with_what_it_compiled_before(own_bundle: Path, tmp_path: Path) -> None:
     machine = Machine(own_bundle, "tensorrt-rtx")
     machine.runner().close()

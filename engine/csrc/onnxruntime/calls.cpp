@@ -139,7 +139,7 @@ Call update(const std::vector<Shape>& inputs, const std::string& type) {
     std::int64_t values = 1;
     for (std::size_t i = 1; i < x.size(); ++i) values *= x[i];
     check_values("segment", values);
-    return {"guided_update-" + type, x[0], values, {0, 1, 2, 3, 4, 5, 6}, {x, x}};
+    return {"guided_update-" + type, x[0], values, {0, 1, 2, 3, 4, 5, 6}, {x, x}, {}, 0, 2};
 }
 
 }  // namespace

@@ -34,13 +34,30 @@ Driver Driver::load(const std::string& library) {
     return driver;
 }
 
+namespace {
+
+// By CUresult.
+const char* fix_of(int error) {
+    switch (error) {
+        case 2:  // CUDA_ERROR_OUT_OF_MEMORY
+            return "free memory of the GPU";
+        case 200:  // CUDA_ERROR_INVALID_IMAGE
+        case 209:  // CUDA_ERROR_NO_BINARY_FOR_GPU
+        case 218:  // CUDA_ERROR_INVALID_PTX
+            return "update an old driver, or export the bundle again with --sm for this GPU";
+        default:
+            return "see the driver's log";
+    }
+}
+
+}  // namespace
+
 void Driver::check(int result, const char* call) const {
     if (result == 0) return;
     const char* name = nullptr;
     get_error_name(result, &name);
     throw std::runtime_error("expected " + std::string(call) + " to succeed; found " +
-                             (name != nullptr ? name : "error " + std::to_string(result)) +
-                             "; see the driver's log");
+                             (name != nullptr ? name : "error " + std::to_string(result)) + "; " + fix_of(result));
 }
 
 }  // namespace nuwaxl::cuda

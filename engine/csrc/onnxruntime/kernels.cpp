@@ -33,7 +33,7 @@ void Kernels::launch(const Call& call, const std::vector<const void*>& inputs, c
                      cuda::Stream stream, Scratch& scratch) {
     std::vector<const void*> pointers;
     for (const int input : call.inputs) pointers.push_back(inputs[static_cast<std::size_t>(input)]);
-    for (const void* pointer : pointers) check_aligned(pointer);
+    for (std::size_t i = 0; i + call.unaligned < pointers.size(); ++i) check_aligned(pointers[i]);
     for (const void* pointer : outputs) check_aligned(pointer);
     if (call.batch == 0) return;
     if (!call.statistics.empty()) {
