@@ -43,6 +43,8 @@ def to_onnx(
         table.update(translations.for_gpus())
     elif torch.float16 in types:
         table.update(translations.for_lower_precision())
+    else:
+        table.update(translations.for_cpus())
     batch = {0: torch.export.Dim(BATCH)}
     with _quiet(), torch.no_grad():
         # Traced here, since torch.onnx.export itself answers a batch it cannot keep dynamic with a fixed one.

@@ -1,6 +1,8 @@
 """Operators for which other nodes are written than torch.onnx.export's own.
 
-In float16 graphs for the CPU the softmax of attention is in float32, as in torch's kernels. In graphs for GPUs:
+In float16 graphs for the CPU the softmax of attention is in float32, as in torch's kernels. In those in float32 the
+weight and bias of a group norm are one `BatchNormalization` instead of `Mul` and `Add`: a pass over the activations
+less, and the same bits. In graphs for GPUs:
 
 - Attention is the one node `Attention`, so that a runtime with a fused kernel never holds the scores: at 64x64 latents
   those of one layer and segment would be 8 GiB in float16. Such kernels take the softmax in float32; the node does not
@@ -27,8 +29,13 @@ _SWAPPED = [0, 1, 3, 2]  # the two last of the four axes (n, heads, tokens, d)
 _FLASH_KEYS = 64  # keys of a block of ONNX Runtime's flash attention where heads are larger than 128
 
 
+def for_cpus() -> Translations:
+    """torch operator -> writer of its nodes, for torch.onnx.export(custom_translation_table=...): of float32 graphs."""
+    return {torch.ops.aten.group_norm.default: _group_norm_of_cpus}
+
+
 def for_lower_precision() -> Translations:
-    """torch operator -> writer of its nodes, for torch.onnx.export(custom_translation_table=...)."""
+    """The same for float16 graphs, which CPUs can run."""
     return {torch.ops.aten.scaled_dot_product_attention.default: _scores_in_float32}
 
 
@@ -41,6 +48,24 @@ def for_gpus() -> Translations:
         torch.ops.aten.upsample_nearest2d.vec: _enlarged,
         torch.ops.aten.pad.default: _padded,
     }
+
+
+def _group_norm_of_cpus(
+    x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """x (n, c, ...), all of it but n known; weight and bias (c,)."""
+    op = opset18
+    sizes = [int(size) for size in x.shape[1:]]
+
+    def each(count: int, value: float) -> Any:
+        return op.Constant(value_floats=[value] * count)
+
+    groups = op.Reshape(x, op.Constant(value_ints=[-1, num_groups, math.prod(sizes) // num_groups]))
+    normed = op.InstanceNormalization(groups, each(num_groups, 1.0), each(num_groups, 0.0), epsilon=eps)
+    normed = op.Reshape(normed, op.Constant(value_ints=[-1, *sizes]))
+    # Of mean 0 and variance 1 it leaves weight and bias: the same bits as of a product and a sum.
+    mean, variance = each(sizes[0], 0.0), each(sizes[0], 1.0)
+    return op.BatchNormalization(normed, weight, bias, mean, variance, epsilon=0.0)
 
 
 def _scores_in_float32(query: Any, key: Any, value: Any, attn_mask: Any = None) -> Any:
