@@ -22,6 +22,7 @@ from nuwaxl.export.functions import add_bodies, translations
 from nuwaxl.export.model import Model
 from nuwaxl.export.onnx import OPSET, _quiet, _shapes, _strip, serialized
 from nuwaxl.export.samples import graph_sources
+from nuwaxl.export.translations import for_cpus
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
@@ -57,7 +58,7 @@ def weightless(name: str) -> onnx.ModelProto:
             dynamo=True,
             verbose=False,
             optimize=False,
-            custom_translation_table=translations(),
+            custom_translation_table={**translations(), **for_cpus()},
         )
         # Twice: the optimiser reads weights, and makes new ones of them.
         _to_zeros(program.model)
