@@ -49,6 +49,7 @@ class Worker:
         threads: how many cores its inference runtime may use.
         alone: no other worker shares the machine, so idle threads may spin.
         processor: of the machine it is on; a GPU's name.
+        precision: what it computes in, "bf16" or "tf32", where that is not for the bundle to say.
         plugin: the device of a plugin's runner (runners/plugins.py), "torch:cuda:0"; None for the engine's own.
         kind: what runs it, where that is the engine's own.
         index: the GPU's number, 0 on the CPU.
@@ -58,6 +59,7 @@ class Worker:
     threads: int
     alone: bool
     processor: str = field(default_factory=processor)
+    precision: str | None = None
     plugin: str | None = None
     kind: DeviceKind = "cpu"
     index: int = 0
@@ -117,17 +119,13 @@ def parse_devices(devices: str) -> tuple[Worker, ...]:
     alone = count == 1
     own = [Worker(f"cpu#{i}", threads=max(1, cores // on_cpu), alone=alone) for i in range(on_cpu)]
     own += [Worker(f"{kind}:{index}", 1, alone, kind=kind, index=index) for kind, index in gpus]
-    others = [
-        Worker(
-            f"{device}#{i}",
-            max(1, cores // count),
-            alone,
-            plugin_for(device).processor(device.partition(":")[2]),
-            device,
-        )
-        for i, device in enumerate(plugins)
-    ]
-    return (*own, *others)
+    threads = max(1, cores // count)
+    return (*own, *(_of_plugin(device, f"{device}#{i}", threads, alone) for i, device in enumerate(plugins)))
+
+
+def _of_plugin(device: str, name: str, threads: int, alone: bool) -> Worker:
+    plugin, own = plugin_for(device), device.partition(":")[2]
+    return Worker(name, threads, alone, plugin.processor(own), plugin.precision(own), device)
 
 
 def _take(taken: dict[int, str], gpu: int, item: str) -> None:

@@ -192,7 +192,9 @@ class Engine:
             InputError: a value of the wrong kind or out of its range, or a closed engine.
         """
         self._check_open()
-        return resolve(self.bundle.manifest, task)
+        own = self.bundle.manifest.precision
+        precision = " and ".join(sorted({worker.precision or own for worker in self.workers}))
+        return resolve(self.bundle.manifest, task, precision)
 
     def costs(self, max_batch: int | None = None) -> list[CostModel]:
         """Seconds of a denoising step by batch size, one model a worker: kept from before, or measured now.

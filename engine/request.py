@@ -71,7 +71,11 @@ def resolve_schedule(policy: Any = "eager", max_batch: Any = None) -> Schedule:
 
 @dataclass(frozen=True)
 class Request:
-    """What to render, apart from the story. See Engine.render for the meaning of each."""
+    """What to render, apart from the story. See Engine.render for the meaning of each.
+
+    Attributes:
+        precision: what the devices compute in; all that they do where they differ.
+    """
 
     plan: Plan
     table: SamplerTable
@@ -81,11 +85,13 @@ class Request:
     guidance: float
     sampler: SamplerName
     negative_prompt: str
+    precision: str
     journal: Path | None
 
 
-def resolve(manifest: Manifest, task: Task) -> Request:
-    """Fill what is None from the story, then from the bundle's defaults, and check everything.
+def resolve(manifest: Manifest, task: Task, precision: str | None = None) -> Request:
+    """Fill what is None from the story, then from the bundle's defaults, and check everything. `precision` is that of
+    the devices; None for the bundle's.
 
     Raises:
         InputError: a value of the wrong kind or out of its range, or more frames than the tree of `depth`
@@ -118,6 +124,7 @@ def resolve(manifest: Manifest, task: Task) -> Request:
         guidance=guidance,
         sampler=sampler,
         negative_prompt=negative_prompt,
+        precision=precision or manifest.precision,
         journal=None if task.journal is None else _journal(task.journal),
     )
 

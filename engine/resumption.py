@@ -17,8 +17,8 @@ _ARITHMETIC = 1
 
 
 def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, Any]:
-    """All that the latents depend on, as JSON values; what is long is a sha256 of it. Devices, policy, batch sizes and
-    TensorRT plans are not in it."""
+    """All that the latents depend on, as JSON values; what is long is a sha256 of it. Policy, batch sizes, TensorRT
+    plans and devices are not in it, only what these compute in."""
     graphs = {name: graph_sha256(manifest, name) for name in manifest.graphs if name != "encode"}
     tokenizer = [entry.sha256 for name, entry in manifest.files.items() if name == TOKENIZER_FILE]
     return {
@@ -33,6 +33,7 @@ def identity(manifest: Manifest, story: Story, request: Request) -> dict[str, An
         "guidance": request.guidance,
         "sampler": request.sampler,
         "negative_prompt": request.negative_prompt,
+        "precision": request.precision,
     }
 
 

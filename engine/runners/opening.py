@@ -47,4 +47,6 @@ def _open(bundle: Bundle, worker: Worker, tf32: bool) -> tuple[Worker, Runner]:
     from nuwaxl.engine.runners.cuda import CudaRunner
 
     runner = CudaRunner(bundle, worker, tf32=tf32)
-    return replace(worker, processor=f"{runner.name}{' with TF32' if tf32 else ''}"), runner
+    rounded = tf32 and bundle.manifest.precision == "fp32"  # in half precision it changes nothing
+    worker = replace(worker, processor=f"{runner.name}{' with TF32' if tf32 else ''}")
+    return replace(worker, precision="tf32" if rounded else None), runner

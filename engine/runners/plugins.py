@@ -1,7 +1,7 @@
 """Runners from outside the engine, which it does not import: entry points of the group `nuwaxl.runners`.
 
 The name of an entry point is the first word of its devices, `torch` for "torch:cuda:0"; the rest is the plugin's own.
-It names a module, or any object, with the two functions of `RunnerPlugin`.
+It names a module, or any object, with the functions of `RunnerPlugin`.
 """
 
 from functools import cache
@@ -16,10 +16,13 @@ GROUP = "nuwaxl.runners"
 
 
 class RunnerPlugin(Protocol):
-    """What an entry point of the group gives. Both raise InputError for a device that is not there."""
+    """What an entry point of the group gives. All raise InputError for a device that is not there."""
 
     def processor(self, device: str) -> str:
         """All that the speed of a device depends on, for costs that are kept."""
+
+    def precision(self, device: str) -> str | None:
+        """What its networks compute in, as bundles call it ("bf16"); None where that is for the bundle to say."""
 
     def open_runner(self, bundle: Bundle, device: str, threads: int) -> Runner:
         """Load a bundle on a device; `threads` is how many cores the runner may use."""

@@ -102,6 +102,7 @@ def test_the_worker_is_called_after_the_gpu(tiny_bundle: Path, runtime: FakeRunt
         assert engine.workers[0].description.startswith("NVIDIA Fake, ")
     with Engine.open(tiny_bundle, devices="cuda", tf32=True) as engine:
         assert engine.workers[0].description.startswith("NVIDIA Fake with TF32, ")
+        assert engine.workers[0].precision == "tf32"
 
 
 def test_sessions_share_one_stream_and_only_the_step_graph_is_captured(

@@ -115,7 +115,8 @@ def test_a_gpu_named_twice_is_refused_whatever_runs_it(asked: str, both: str) ->
 @pytest.fixture
 def torch_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if torch had GPUs here."""
-    monkeypatch.setattr(devices, "plugin_for", lambda _: SimpleNamespace(processor=lambda device: device))
+    plugin = SimpleNamespace(processor=lambda device: device, precision=lambda device: None)
+    monkeypatch.setattr(devices, "plugin_for", lambda _: plugin)
 
 
 def test_different_gpus_may_be_run_by_different_runtimes(torch_gpus: None) -> None:

@@ -459,6 +459,22 @@ def test_a_video_says_of_what_it_is_made(tiny_bundle: Path) -> None:
     assert identity(manifest, STORY, request) == identity(other, STORY, request)
 
 
+def test_what_devices_compute_in_is_part_of_what_is_rendered(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What was begun in bfloat16 does not go on in float32 unsaid."""
+    path = tmp_path / "a.journal"
+    with Engine.open(tiny_bundle, "cpu:2") as engine:
+        first, second = engine.workers
+        engine.workers = (replace(first, precision="bf16"), replace(second, precision="bf16"))
+        clips = iter(engine.render(STORY, frames=30, journal=path))
+        next(clips)
+        clips.close()
+        engine.workers = (first, replace(second, precision="bf16"))
+        with pytest.raises(InputError, match="precision 'bf16' instead of 'bf16 and fp32'"):
+            engine.render(STORY, frames=30, journal=path)
+    with Engine.open(tiny_bundle) as engine, pytest.raises(InputError, match="precision 'bf16' instead of 'fp32'"):
+        engine.render(STORY, frames=30, journal=path)
+
+
 def test_of_two_videos_with_one_journal_only_one_is_rendered(tiny_bundle: Path, tmp_path: Path) -> None:
     task = Task(STORY, frames=9, journal=tmp_path / "a.journal")
     with Engine.open(tiny_bundle) as engine:

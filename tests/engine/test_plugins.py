@@ -25,6 +25,10 @@ def processor(device):
     return "a toy"
 
 
+def precision(device):
+    return "bf16"
+
+
 def open_runner(bundle, device, threads):
     opened.append((device, threads))
     return OnnxRuntimeRunner(bundle, Worker("toy", threads, alone=True))
@@ -47,6 +51,7 @@ def test_a_plugins_device_is_one_worker_beside_the_cpus() -> None:
     assert [(worker.name, worker.plugin) for worker in workers] == [("cpu#0", None), ("toy:a:1#0", "toy:a:1")]
     assert not any(worker.alone for worker in workers)
     assert workers[1].description.startswith("a toy, ")
+    assert [worker.precision for worker in workers] == [None, "bf16"]
 
 
 @pytest.mark.usefixtures("toy")

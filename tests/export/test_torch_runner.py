@@ -17,7 +17,7 @@ from nuwaxl.engine.runners.slots import bucket  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
-from nuwaxl.export.torch_runner import open_runner  # noqa: E402
+from nuwaxl.export.torch_runner import open_runner, precision  # noqa: E402
 from nuwaxl.export.torch_runner.device import parse  # noqa: E402
 from nuwaxl.export.torch_runner.layers import Upsampling  # noqa: E402
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step  # noqa: E402
@@ -244,6 +244,7 @@ def test_options_after_the_device_choose_type_and_compilation() -> None:
         (torch.float16, True),
         (torch.float32, False),
     ]
+    assert [precision(device) for device in ("cpu", "cpu/float16", "cpu/bfloat16")] == ["fp32", "fp16", "bf16"]
 
 
 def test_batches_run_in_few_sizes_on_a_gpu_and_as_they_are_on_the_cpu(bundle: Bundle) -> None:
