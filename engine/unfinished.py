@@ -4,13 +4,11 @@ import fcntl
 import os
 import re
 import tempfile
-import time
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from nuwaxl.errors import InputError
-
-_ABANDONED_S = 60.0  # one that nobody has locked is not about to be
 
 
 class Unfinished:
@@ -24,10 +22,10 @@ class Unfinished:
 
     def __init__(self, target: Path) -> None:
         _remove_abandoned(target)
-        self.path = _new_file(target)
-        self._held = self.path.open("rb")
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path, self._held = _new_file(target)
+        while not _lock(self._held, self.path):  # the next one came before the lock
+            self._held.close()
+            self.path, self._held = _new_file(target)
 
     def give_name(self, target: Path) -> None:
         """It is complete: `target` is replaced by it."""
@@ -39,8 +37,8 @@ class Unfinished:
         self._held.close()
 
 
-def _new_file(target: Path) -> Path:
-    """An empty file beside `target`; see Unfinished."""
+def _new_file(target: Path) -> tuple[Path, FileIO]:
+    """An empty file beside `target`, opened; see Unfinished."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
     except OSError as error:
@@ -52,8 +50,18 @@ def _new_file(target: Path) -> Path:
     umask = os.umask(0)
     os.umask(umask)
     os.fchmod(handle, 0o666 & ~umask)
-    os.close(handle)
-    return Path(name)
+    return Path(name), FileIO(handle, "r+")
+
+
+def _lock(file: FileIO, path: Path) -> bool:
+    """Lock the file that was made; False where somebody took it for abandoned meanwhile, and removes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where none is taken for abandoned
+        return True
+    return path.exists()
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -61,7 +69,6 @@ def _remove_abandoned(target: Path) -> None:
     name = re.compile(rf"\.{re.escape(target.stem)}\.[a-z0-9_]{{8}}\.part")
     with suppress(OSError):
         for path in [path for path in target.parent.iterdir() if name.fullmatch(path.name)]:
-            with suppress(OSError), path.open("rb") as file:
-                if time.time() - os.fstat(file.fileno()).st_mtime > _ABANDONED_S:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its writer lives
-                    path.unlink()
+            with suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its writer lives
+                path.unlink()

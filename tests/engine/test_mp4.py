@@ -1,11 +1,12 @@
 """The mp4 file: what is in it, and that it appears only when it is complete."""
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -165,7 +166,7 @@ def test_a_file_that_cannot_be_completed_can_be_given_up(tmp_path: Path, monkeyp
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_stays(tmp_path: Path) -> None:
-    path, long_ago = tmp_path / "a.mp4", time.time() - 3600
+    path = tmp_path / "a.mp4"
     killed = "import os, sys\nfrom nuwaxl.engine.mp4 import Mp4Writer\n" + (
         "Mp4Writer(sys.argv[1], width=16, height=16, fps=8).open()\nos._exit(0)\n"
     )
@@ -174,8 +175,6 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_stay
     other = tmp_path / ".a.b.01234567.part"  # of a.b.mp4
     other.touch()
     with Mp4Writer(path, width=16, height=16, fps=8) as living:
-        for file in tmp_path.iterdir():
-            os.utime(file, (long_ago, long_ago))
         with Mp4Writer(path, width=16, height=16, fps=8) as writer:
             assert not left.exists()
             assert len(list(tmp_path.glob(".a.????????.part"))) == 2
@@ -185,8 +184,22 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_ones_stay
     assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, "a.mp4"]
 
 
-def test_one_that_was_just_made_stays(tmp_path: Path) -> None:
-    (tmp_path / ".a.01234567.part").touch()
+def test_one_that_is_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next writer of the same name, which has removed the first here, and is about to remove the second."""
+    flock, taken = fcntl.flock, list[Path]()
+
+    def late(file: Any, operation: int) -> None:
+        if len(taken) < 2:
+            taken.extend(tmp_path.glob(".a.*.part"))
+            if len(taken) == 2:
+                raise BlockingIOError
+            taken[0].unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
     with Mp4Writer(tmp_path / "a.mp4", width=16, height=16, fps=8) as writer:
+        taken[1].unlink()
         writer.write(np.zeros((1, 16, 16, 3), np.uint8))
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".a.01234567.part", "a.mp4"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
