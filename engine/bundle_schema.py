@@ -22,6 +22,8 @@ SCHEDULES: tuple[ScheduleName, ...] = ("scaled_linear", "linear", "cosine", "zer
 PREDICTIONS: tuple[PredictionName, ...] = ("v", "eps")
 SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim", "ddpm")
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16")
+# Useful scales are below 30. Devices take them as float32, and latents leave its range long before the scale does.
+MAX_GUIDANCE = 1000.0
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,19 @@ def whole_number(name: str, value: Any, *, least: int, most: int | None = None, 
     return number
 
 
-def finite_number(name: str, value: Any, *, least: float = -math.inf, fix: str = "") -> float:
+def finite_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf, fix: str = "") -> float:
     """`value` as float.
 
     Raises:
-        InputError: not a finite number of at least `least`.
+        InputError: not a finite number from `least` to `most`.
     """
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
     except OverflowError:  # an int that no float holds
         number = math.inf
-    if not math.isfinite(number) or number < least:
-        raise InputError(
-            expected=f"{name}: a finite number" + (f" of at least {least:g}" if least > -math.inf else ""),
-            found=shown(value),
-            fix=fix or f"change {name}",
-        )
+    if not math.isfinite(number) or not least <= number <= most:
+        limits = f" from {least:g} to {most:g}" if math.isfinite(most) else ""
+        raise InputError(expected=f"{name}: a finite number{limits}", found=shown(value), fix=fix or f"change {name}")
     return number
 
 

@@ -110,7 +110,7 @@ class Engine:
             frames: how many; None takes the story's.
             seed: of all the noise, 0 to 2^64 - 1; None takes the story's, else 0.
             steps: denoising steps a segment; None takes the bundle's.
-            guidance: classifier-free guidance scale; 1 is none, 0 ignores the prompt; None takes the
+            guidance: classifier-free guidance scale, 0 to 1000; 1 is none, 0 ignores the prompt; None takes the
                 bundle's.
             sampler: "dpmpp_2m", "ddim" or "ddpm"; None takes the bundle's.
             policy: "eager" starts a segment when its parent is done, "level" when the whole depth above is

@@ -7,6 +7,7 @@ from nuwaxl.engine.bundle_schema import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    MAX_GUIDANCE,
     PRECISIONS,
     PREDICTIONS,
     SAMPLERS,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from nuwaxl.engine._core import Plan
-from nuwaxl.engine.bundle_schema import SAMPLERS, Manifest, SamplerName
+from nuwaxl.engine.bundle_schema import MAX_GUIDANCE, SAMPLERS, Manifest, SamplerName
 from nuwaxl.engine.checks import encodable_text, finite_number, one_of, shown, whole_number
 from nuwaxl.engine.samplers import SamplerTable, sampler_table
 from nuwaxl.engine.story import Story, check_seed
@@ -112,7 +112,8 @@ def resolve(manifest: Manifest, task: Task, precision: str | None = None) -> Req
     seed = check_seed((story.seed or 0) if seed is None else seed)
     most = manifest.diffusion.train_steps
     steps = whole_number("steps", manifest.sampler.steps if steps is None else steps, least=1, most=most)
-    guidance = finite_number("guidance", manifest.sampler.guidance if guidance is None else guidance, least=0)
+    guidance = manifest.sampler.guidance if guidance is None else guidance
+    guidance = finite_number("guidance", guidance, least=0, most=MAX_GUIDANCE)
     sampler = cast(SamplerName, one_of("sampler", manifest.sampler.name if sampler is None else sampler, SAMPLERS))
     negative_prompt = encodable_text("negative_prompt", task.negative_prompt, fix="change negative_prompt")
     return Request(

@@ -100,10 +100,7 @@ def check_seed(seed: Any) -> int:
 
 def check_fps(fps: Any) -> float:
     """Frames a second: 1 to 240."""
-    number = finite_number("fps", fps)
-    if not 1 <= number <= 240:
-        raise InputError(expected="fps: a number from 1 to 240", found=repr(fps), fix="change fps")
-    return number
+    return finite_number("fps", fps, least=1, most=240)
 
 
 def _check_scenes(scenes: tuple[Scene, ...]) -> None:

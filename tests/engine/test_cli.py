@@ -76,6 +76,7 @@ def test_help_shows_every_option_and_a_story(capsys: pytest.CaptureFixture[str])
         (["--steps", "101"], "from 1 to 100"),
         (["--guidance", "nan"], "--guidance: expected a finite number"),
         (["--guidance", "-1"], "at least 0"),
+        (["--guidance", "1e300"], "guidance: a finite number from 0 to 1000; found 1e+300"),
         (["--policy", "lazy"], "lazy"),
         (["--max-batch", "0"], "--max-batch"),
         (["--out", "out.gif"], "ending in .mp4"),

@@ -80,6 +80,8 @@ def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "speed": 3}, "speed"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "steps": 0}, "steps"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": "much"}, "guidance"),
+        ('{"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": 1e300}', "from 0 to 1000; found 1e+300"),
+        ('{"story": "story.toml", "frames": 5, "out": "b.mp4", "guidance": NaN}', "found nan"),
         ({"story": "story.toml", "frames": 5, "out": "b.mp4", "seed": -1}, "seed"),
         ({"story": "story.toml", "frames": 5, "out": "a\0b.mp4"}, "a file name as out"),
         ({"story": "a\0b.toml", "frames": 5, "out": "b.mp4"}, "a file name as story"),

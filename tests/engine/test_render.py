@@ -269,6 +269,7 @@ def test_a_slow_consumer_is_told_of_the_last_steps(tiny_bundle: Path) -> None:
         ({"frames": 5, "guidance": -0.1}, "guidance"),
         ({"frames": 5, "guidance": float("nan")}, "guidance"),
         ({"frames": 5, "guidance": float("inf")}, "guidance"),
+        ({"frames": 5, "guidance": 1e300}, "guidance: a finite number from 0 to 1000; found 1e+300; change guidance"),
         ({"frames": 5, "guidance": "high"}, "guidance"),
         ({"frames": 5, "seed": -1}, "seed"),
         ({"frames": 5, "seed": 2**64}, "seed"),

@@ -78,7 +78,7 @@ def test_the_prompt_of_a_frame_is_that_of_the_last_scene_that_began(starts: set[
         ("lenght = 4\n" + SCENE, "lenght"),
         ("frames = 0\n" + SCENE, "frames: a whole number of at least 1; found 0"),
         ("frames = 1.5\n" + SCENE, "found 1.5"),
-        ("fps = 0\n" + SCENE, "fps: a number from 1 to 240; found 0"),
+        ("fps = 0\n" + SCENE, "fps: a finite number from 1 to 240; found 0"),
         ("fps = inf\n" + SCENE, "fps"),
         ("fps = 1000\n" + SCENE, "1 to 240"),
         ("seed = -1\n" + SCENE, "seed"),
