@@ -50,8 +50,8 @@ What is finished of a video lies in a journal beside it, OUT.journal, until it i
 whatever ends it, the same command goes on from there, on any devices; with --jobs, videos that are complete stay."""
 
 _EPILOG = """\
-exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, 130 interrupted,
-143 terminated"""
+exit status: 0 all was written, 1 the render or a job failed, 2 bad arguments or input, or no job that can be
+rendered, 130 interrupted, 143 terminated"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

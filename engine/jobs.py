@@ -52,7 +52,7 @@ def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
     `story` is relative to the file's folder, `out` lies below `out_dir`. A bad line is a job with an error.
 
     Raises:
-        InputError: the file cannot be read, or has no job.
+        InputError: the file cannot be read, has no job, or no good one.
     """
     lines = read_text(file, "a readable jobs file").split("\n")  # splitlines would break a line at U+2028, too
     jobs: list[JobLine] = []
@@ -66,7 +66,20 @@ def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
             found="none",
             fix='write lines such as {"story": "a.toml", "frames": 256, "out": "a.mp4"}',
         )
+    _check_any({job.number: job.error for job in jobs if job.error is not None}, jobs)
     return jobs
+
+
+def _check_any(bad: dict[int, InputError], jobs: list[JobLine]) -> None:
+    """Refuse jobs that are all bad, by what is wrong with the first of them; `bad` is by line."""
+    if len(bad) == len(jobs):
+        number, error = next(iter(bad.items()))
+        others = f" (other bad lines: {len(bad) - 1})" if len(bad) > 1 else ""
+        raise InputError(
+            expected=f"a job that can be rendered, with {error.expected} on line {number}",
+            found=f"{error.found}{others}",
+            fix=error.fix,
+        )
 
 
 def render_jobs(
@@ -87,6 +100,9 @@ def render_jobs(
     Args:
         on_end: called with every outcome as soon as it is known.
         fresh: render everything anew.
+
+    Raises:
+        InputError: none can be rendered.
     """
     outcomes: dict[int, Outcome] = {}
 
@@ -107,17 +123,22 @@ def render_jobs(
         )
 
     good: list[tuple[JobLine, Path, Task]] = []
+    bad: dict[int, InputError] = {}
     for job in jobs:
         try:
             path, task, request = _checked(engine, job, fresh)
         except InputError as error:
-            end(job, None, error)
+            bad[job.number] = error
             continue
         if not fresh and comment_of(path) == made_of(engine.bundle.manifest, task.story, request):
             complete_journal(journal_of(path))  # a run that was killed between the two left it
             note(Outcome(job.number, job.out, request.frames, None, None, there=True))
         else:
             good.append((job, path, task))
+    _check_any(bad, jobs)
+    for job in jobs:
+        if job.number in bad:
+            end(job, None, bad[job.number])
     if good:
         videos = engine.render_many(
             [task for _, _, task in good], policy=policy, max_batch=max_batch, progress=progress
@@ -163,8 +184,7 @@ def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path], f
         options = {key: table[key] for key in _KEYS - {"story", "out"} if key in table}
         return JobLine(number, out, path, Task(story, **options, journal=journal_of(path)), None)
     except InputError as error:
-        located = InputError(expected=f"on line {number}, {error.expected}", found=error.found, fix=error.fix)
-        return JobLine(number, out if isinstance(out, str) else None, path, None, located)
+        return JobLine(number, out if isinstance(out, str) else None, path, None, error)
 
 
 def _table(text: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """nuwaxl-render --jobs: many stories, one bad line fails alone, a summary says how each fared."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,25 @@ def test_a_file_without_jobs_is_refused(jobs: Jobs, tmp_path: Path) -> None:
     assert (status, summary) == (2, {})
     assert "at least one job" in error
     assert main(["--jobs", str(tmp_path / "absent"), "--out-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["some notes", "", "of mine"], r"with a JSON object on line 1; found .* \(other bad lines: 1\); correct"),
+        ([{"story": "absent.toml", "frames": 5, "out": "a.mp4"}], "with a readable story at .* on line 1; found No"),
+        ([{"story": "story.toml", "frames": 0, "out": "a.mp4"}], "with frames: a whole number .* on line 1; found 0;"),
+    ],
+)
+def test_where_no_job_is_good_the_input_is_bad_and_the_summary_of_before_stays(
+    jobs: Jobs, tmp_path: Path, lines: list[Line], said: str
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "summary.json").write_text('"of before"')
+    status, summary, error = jobs(*lines)
+    assert (status, summary) == (2, "of before")
+    assert re.search(f"^nuwaxl-render: error: expected a job that can be rendered, {said}", error)
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
