@@ -63,7 +63,7 @@ class Result:
             guidance=stats.guidance,
             seed=stats.seed,
             wall_s=stats.wall_s,
-            frames_per_s=stats.frames / stats.wall_s,
+            frames_per_s=stats.frames_per_s,
             phases_s=stats.phases_s,
             device_busy_s=stats.device_busy_s,
             batches=stats.batches,

@@ -163,7 +163,8 @@ def _render(arguments: argparse.Namespace) -> None:
         bars.before(engine, arguments.max_batch)
         video.save(out)
     stats = video.stats
-    say(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames / stats.wall_s:.1f} frames/s")
+    restored = f"; {stats.restored} of {stats.segments} segments were there before" if stats.restored else ""
+    say(f"{out}: {stats.frames} frames in {stats.wall_s:.1f} s, {stats.frames_per_s:.1f} frames/s{restored}")
 
 
 def _render_jobs(arguments: argparse.Namespace) -> None:
@@ -198,9 +199,10 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         (out_dir / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise RenderError(f"writing {out_dir / 'summary.json'} failed: {error}; make room or free the name") from error
-    done, there, failed = document["done"], document["there"], document["failed"]
+    done, there, failed, restored = (document[key] for key in ("done", "there", "failed", "restored"))
     videos = f"{done} videos" + (f" ({there} of them there before)" if there else "")
-    say(f"{out_dir}: {videos}, {document['frames']} frames in {document['wall_s']:.1f} s; {failed} failed")
+    frames = f"{document['frames']} frames" + (f" ({restored} segments of them there before)" if restored else "")
+    say(f"{out_dir}: {videos}, {frames} in {document['wall_s']:.1f} s; {failed} failed")
     if failed:
         raise RenderError(f"{failed} of {len(jobs)} jobs failed; {out_dir / 'summary.json'} says why")
 

@@ -17,9 +17,10 @@ class Taken:
 @dataclass(frozen=True)
 class Ended:
     """A job that gives no more clips: it is complete, or failed for the reason given. Times in seconds since the
-    render began: from when its segments could run to its last clip."""
+    render began: from when its segments could run to its last clip. `restored` of its segments were in a journal."""
 
     job: int
     error: RenderError | None
     start_s: float
     end_s: float
+    restored: int

@@ -12,7 +12,7 @@ from nuwaxl.engine.journal import complete_journal, discard_journal
 from nuwaxl.engine.mp4 import check_output, comment_of
 from nuwaxl.engine.request import Policy, Request, Task
 from nuwaxl.engine.resumption import check_resumable, made_of
-from nuwaxl.engine.stats import ProgressCallback
+from nuwaxl.engine.stats import ProgressCallback, frames_made
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
 from nuwaxl.errors import InputError, NuwaxlError
@@ -44,6 +44,8 @@ class Outcome:
     wall_s: float | None  # None for a video that an earlier run had completed
     error: str | None
     there: bool = False  # whether one had
+    segments: int | None = None
+    restored: int | None = None  # of the segments those that an earlier run had finished
 
 
 def read_jobs(file: Path, out_dir: Path) -> list[JobLine]:
@@ -119,6 +121,8 @@ def render_jobs(
                 frames=None if result is None else result.frames,
                 wall_s=None if result is None else round(result.end_s - result.start_s, 6),
                 error=None if error is None else " ".join(str(error).split()),
+                segments=None if result is None else result.segments,
+                restored=None if result is None else result.restored,
             )
         )
 
@@ -148,9 +152,12 @@ def render_jobs(
 
 
 def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha256: str) -> dict[str, Any]:
-    """The document that says how all jobs fared; its frames are those of this run."""
+    """The document that says how all jobs fared; its frames are those of videos that this run completed, and
+    frames_per_s leaves out the share of them whose segments were restored."""
     done = [outcome for outcome in outcomes if outcome.error is None]
-    frames = sum(outcome.frames or 0 for outcome in done if not outcome.there)
+    ours = [outcome for outcome in done if not outcome.there]
+    frames = sum(outcome.frames or 0 for outcome in ours)
+    made = sum(frames_made(outcome.frames or 0, outcome.segments or 1, outcome.restored or 0) for outcome in ours)
     return {
         "schema": SCHEMA,
         "jobs": str(jobs_file),
@@ -158,8 +165,9 @@ def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha2
         "there": sum(outcome.there for outcome in done),
         "failed": len(outcomes) - len(done),
         "frames": frames,
+        "restored": sum(outcome.restored or 0 for outcome in ours),
         "wall_s": round(wall_s, 6),
-        "frames_per_s": round(frames / wall_s, 6),
+        "frames_per_s": round(made / wall_s, 6),
         "bundle_sha256": bundle_sha256,
         "results": [vars(outcome) for outcome in outcomes],
     }

@@ -29,6 +29,7 @@ class _Awaited:
 
     windows: int
     start_s: float
+    restored: int  # segments that its journal had
     taken: int = 0  # windows
 
 
@@ -139,7 +140,7 @@ class Render:
         while self._admitted < len(self._tasks) and len(self._awaited) < self._most_open:
             task, request = self._tasks[self._admitted]
             job, failure = self._begin(task, request)
-            self._awaited[self._admitted] = _Awaited(len(job.windows), self.recorder.now())
+            self._awaited[self._admitted] = _Awaited(len(job.windows), self.recorder.now(), len(job.finished))
             self._ledger.open(self._admitted, job, decode_ahead=2 * len(self._devices))
             if failure is not None:
                 self.fail(self._admitted, failure)
@@ -163,7 +164,7 @@ class Render:
 
     def _end(self, number: int) -> Ended:
         error, job = self._ledger.close(number), self._awaited.pop(number)
-        return Ended(number, error, job.start_s, self.recorder.now())
+        return Ended(number, error, job.start_s, self.recorder.now(), job.restored)
 
     def _wait(self) -> int:
         """Wait for news of an open job, reporting steps and prompts meanwhile."""

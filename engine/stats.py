@@ -69,6 +69,11 @@ class StepRecord:
     ms: float
 
 
+def frames_made(frames: int, segments: int, restored: int) -> float:
+    """Of a video's frames, the share of what a run made itself: all segments cost the same."""
+    return frames * (segments - restored) / segments
+
+
 @dataclass(frozen=True)
 class RenderStats:
     """Measurements of a finished render.
@@ -83,6 +88,7 @@ class RenderStats:
         device_busy_s: seconds each device was running a batch.
         batches: every batch, in order of its end.
         steps_ms: every call of the step graph whose time is known.
+        restored: segments that were not rendered, but taken from a journal.
     """
 
     frames: int
@@ -99,14 +105,22 @@ class RenderStats:
     device_busy_s: dict[str, float]
     batches: list[BatchRecord]
     steps_ms: list[StepRecord]
+    restored: int = 0
 
     @property
     def segments(self) -> int:
         """Number of diffusions."""
         return sum(self.depths)
 
+    @property
+    def frames_per_s(self) -> float:
+        """Frames by wall_s, without the share of those whose segments were restored."""
+        return frames_made(self.frames, self.segments, self.restored) / self.wall_s
+
     @classmethod
-    def of(cls, request: Request, schedule: Schedule, devices: list[str], recorder: "Recorder") -> "RenderStats":
+    def of(
+        cls, request: Request, schedule: Schedule, devices: list[str], recorder: "Recorder", restored: int
+    ) -> "RenderStats":
         """The measurements of a render that has just finished."""
         return cls(
             frames=request.frames,
@@ -123,6 +137,7 @@ class RenderStats:
             device_busy_s=recorder.device_busy_s(devices),
             batches=list(recorder.batches),
             steps_ms=list(recorder.steps_ms),
+            restored=restored,
         )
 
     def saved(self, wall_s: float, encode_s: float) -> "RenderStats":

@@ -129,4 +129,6 @@ class Video:
                         yield event.clip
                     elif event.error is not None:
                         raise event.error
-            self._stats = RenderStats.of(self._request, self._schedule, self._devices, render.recorder)
+                    else:
+                        restored = event.restored
+            self._stats = RenderStats.of(self._request, self._schedule, self._devices, render.recorder, restored)

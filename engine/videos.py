@@ -24,12 +24,16 @@ class VideoResult:
         frames: of the video.
         error: None if it is complete.
         start_s, end_s: seconds since the render began, from when its first segment could run to its last clip.
+        segments: of the video.
+        restored: those of them that were not rendered, but taken from a journal.
     """
 
     frames: int
     error: RenderError | None
     start_s: float
     end_s: float
+    segments: int
+    restored: int
 
 
 class Videos:
@@ -170,8 +174,10 @@ class Videos:
             self._results = {}
             for event in events:
                 if isinstance(event, Ended):
-                    frames = self._tasks[event.job][1].frames
-                    self._results[event.job] = VideoResult(frames, event.error, event.start_s, event.end_s)
+                    request = self._tasks[event.job][1]
+                    self._results[event.job] = VideoResult(
+                        request.frames, event.error, event.start_s, event.end_s, len(request.plan), event.restored
+                    )
                 yield render, event
 
     def _fail(self, number: int, error: RenderError) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import pytest
 
-from nuwaxl.engine import Engine
+from nuwaxl.engine import Engine, Progress, Story
 from nuwaxl.engine.cli import main
 from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs
 
@@ -244,6 +244,29 @@ def test_a_second_run_renders_what_the_first_left(jobs: Jobs, tmp_path: Path) ->
     assert frames_in(videos / "b.mp4") == 9
     status, fresh, _ = jobs(*lines, options=("--fresh",))
     assert (status, fresh["done"], fresh["there"], fresh["frames"]) == (0, 3, 0, 39)
+
+
+def test_what_a_journal_had_is_told_and_is_not_in_the_frames_per_second(
+    jobs: Jobs, tiny_bundle: Path, story_file: Path, tmp_path: Path
+) -> None:
+    def leave(progress: Progress) -> None:
+        if progress.phase == "diffuse" and progress.done > 10:
+            raise EOFError
+
+    (tmp_path / "videos").mkdir()
+    with Engine.open(tiny_bundle) as engine, pytest.raises(EOFError):
+        journal = tmp_path / "videos" / "a.mp4.journal"
+        list(engine.render(Story.load(story_file), frames=60, max_batch=1, journal=journal, progress=leave))
+    lines: list[Line] = [
+        {"story": "story.toml", "frames": frames, "out": f"{name}.mp4"} for name, frames in (("a", 60), ("b", 20))
+    ]
+    status, summary, _ = jobs(*lines)
+    first, second = summary["results"]
+    assert 0 < first["restored"] < first["segments"]
+    assert second["restored"] == 0
+    assert (status, summary["frames"], summary["restored"]) == (0, 80, first["restored"])
+    made = 60 * (1 - first["restored"] / first["segments"]) + 20
+    assert summary["frames_per_s"] == pytest.approx(made / summary["wall_s"], rel=1e-4)
 
 
 def test_a_journal_of_another_video_fails_its_job_alone(jobs: Jobs, tmp_path: Path) -> None:

@@ -340,6 +340,21 @@ def test_what_is_whole_is_only_decoded(hooked_engine: Callable[..., Engine], tmp
     assert not path.exists()
 
 
+def test_frames_per_second_are_of_what_was_made_now(hooked_engine: Callable[..., Engine], tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    engine = hooked_engine("cpu:2")
+    interrupted(engine, Task(STORY, frames=60, journal=path), 10)
+    whole, again = engine.render(STORY, frames=60), engine.render(STORY, frames=60, journal=path)
+    frames_of(whole)
+    frames_of(again)
+    assert (whole.stats.restored, whole.stats.frames_per_s) == (0, pytest.approx(60 / whole.stats.wall_s))
+    restored, segments = again.stats.restored, again.stats.segments
+    assert 0 < restored < segments
+    made = {segment for batch in again.stats.batches if batch.kind == "diffuse" for segment in batch.segments}
+    assert len(made) == segments - restored
+    assert again.stats.frames_per_s == pytest.approx(60 * len(made) / segments / again.stats.wall_s)
+
+
 def test_it_goes_only_when_the_video_is_written(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
