@@ -128,7 +128,7 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
         bars = stack.enter_context(ProgressBars())
         video = _video(engine, arguments, task, bars)
         sheet = ContactSheet(story, frames=video.frames, height=video.height, width=video.width)
-        bars.before(engine, arguments.max_batch)
+        bars.before(engine, len(plan), arguments.max_batch)
         stats = run(video, outputs.video, sheet.add)
         peak_mib = peak_rss_mib()
         if arguments.compare == "ar":

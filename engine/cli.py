@@ -146,8 +146,8 @@ def _render(arguments: argparse.Namespace) -> None:
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
-        if arguments.fresh:
-            engine.resolve(Task(story, **task))  # what cannot be rendered costs no journal
+        plan = engine.resolve(Task(story, **task)).plan
+        if arguments.fresh:  # what cannot be rendered costs no journal
             discard_journal(journal)
         going_on = journal.exists()
         video = engine.render(
@@ -160,7 +160,7 @@ def _render(arguments: argparse.Namespace) -> None:
         )
         if going_on:
             print(f"going on with what is finished in {journal}", file=sys.stderr)
-        bars.before(engine, arguments.max_batch)
+        bars.before(engine, len(plan), arguments.max_batch)
         video.save(out)
     stats = video.stats
     restored = f"; {stats.restored} of {stats.segments} segments were there before" if stats.restored else ""
@@ -184,13 +184,13 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
-        bars.before(engine, arguments.max_batch)
         outcomes = render_jobs(
             engine,
             jobs,
             policy=arguments.policy,
             max_batch=arguments.max_batch,
             progress=bars,
+            on_begin=lambda segments: bars.before(engine, segments, arguments.max_batch),
             on_end=_print_outcome,
             fresh=arguments.fresh,
         )

@@ -70,7 +70,7 @@ def device_costs(
             raise RenderError(f"measuring the devices' costs failed: {type(error).__name__}: {detail}") from error
     for description, result in zip(descriptions, measured, strict=True):
         if isinstance(result, CostModel):
-            _write(_cache_file(bundle, description, max_batch), result)
+            _write(_cache_file(bundle, description), result, max_batch)
     known = [result for result in measured if isinstance(result, CostModel)]
     if not known:
         raise next(result for result in measured if isinstance(result, DeviceLost))
@@ -79,9 +79,15 @@ def device_costs(
 
 def kept_costs(bundle: Bundle, descriptions: Sequence[str], max_batch: int) -> list[CostModel] | None:
     """As device_costs, from the cache; None where something is not there."""
-    found = [_read(_cache_file(bundle, description, max_batch)) for description in descriptions]
+    found = [_read(_cache_file(bundle, description), max_batch) for description in descriptions]
     kept = [cost for cost in found if cost is not None]
     return kept if len(kept) == len(found) else None
+
+
+def largest_batch(max_batch: int, segments: int) -> int:
+    """The largest batch of interest where there are so many segments: not all up to `max_batch`, for a short film; but
+    the next power of two, so that few films want more than those before."""
+    return min(max_batch, 1 << (segments - 1).bit_length())
 
 
 def measure(runner: Runner, network: Network, max_batch: int, check: Callable[[], None] = lambda: None) -> CostModel:
@@ -193,20 +199,22 @@ def _timed(call: Callable[[], object]) -> float:
     return perf_counter() - started
 
 
-def _cache_file(bundle: Bundle, description: str, max_batch: int) -> Path:
-    key = hashlib.sha256(f"{_TABLE} {bundle.sha256} {description} {max_batch}".encode()).hexdigest()
+def _cache_file(bundle: Bundle, description: str) -> Path:
+    key = hashlib.sha256(f"{_TABLE} {bundle.sha256} {description}".encode()).hexdigest()
     return cache_folder() / f"costs-{key[:24]}.json"
 
 
-def _read(file: Path) -> CostModel | None:
+def _read(file: Path, max_batch: int) -> CostModel | None:
+    """The costs, if they were measured up to that batch size at least."""
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        return CostModel(table["batch_sizes"], table["step_s"], table["decode_s"])
+        cost = CostModel(table["batch_sizes"], table["step_s"], table["decode_s"])
+        return cost if table["max_batch"] >= max_batch else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _write(file: Path, cost: CostModel) -> None:
+def _write(file: Path, cost: CostModel, max_batch: int) -> None:
     """Keep the costs; where that is not possible they are measured again the next time."""
-    table = {"batch_sizes": cost.batch_sizes, "step_s": cost.steps_s, "decode_s": cost.decode_s}
+    table = {"max_batch": max_batch, "batch_sizes": cost.batch_sizes, "step_s": cost.steps_s, "decode_s": cost.decode_s}
     keep_file(file, json.dumps(table).encode())

@@ -11,7 +11,7 @@ from nuwaxl.engine._core import CostModel
 from nuwaxl.engine.bundle import Bundle, demo_bundle
 from nuwaxl.engine.bundle_schema import SamplerName
 from nuwaxl.engine.cancellation import Attempt
-from nuwaxl.engine.costs import device_costs, kept_costs
+from nuwaxl.engine.costs import device_costs, kept_costs, largest_batch
 from nuwaxl.engine.device_worker import Device
 from nuwaxl.engine.devices import Worker, check_tf32, parse_devices, parse_ray
 from nuwaxl.engine.process import HomeProcess
@@ -49,7 +49,7 @@ class Engine:
         self._closed = False
         # Held while the runners change hands, and while costs are measured.
         self._runners_lock = threading.Lock()
-        self._costs: dict[int, list[CostModel]] = {}  # by max_batch
+        self._costs: tuple[int, list[CostModel]] = (0, [])  # and the largest batch of interest when they were measured
         self._render: Render | None = None
 
     @classmethod
@@ -197,7 +197,8 @@ class Engine:
         return resolve(self.bundle.manifest, task, precision)
 
     def costs(self, max_batch: int | None = None) -> list[CostModel]:
-        """Seconds of a denoising step by batch size, one model a worker: kept from before, or measured now.
+        """Seconds of a denoising step by batch size, one model a worker: kept from before, or measured now, up to
+        max_batch at least.
 
         Raises:
             InputError: max_batch is not a number of at least 1, or a closed engine.
@@ -206,7 +207,7 @@ class Engine:
         self._check_open()
         largest = resolve_schedule(max_batch=max_batch).max_batch
         with self._runners_lock:
-            if largest not in self._costs:
+            if largest > self._costs[0]:
                 self._check_idle()
             return list(self._known_costs(largest, self._check_open))
 
@@ -214,13 +215,13 @@ class Engine:
         """Whether the costs that a render needs are known already; to measure them may take a minute."""
         largest = resolve_schedule(max_batch=max_batch).max_batch
         descriptions = [worker.description for worker in self.workers]
-        return largest in self._costs or kept_costs(self.bundle, descriptions, largest) is not None
+        return largest <= self._costs[0] or kept_costs(self.bundle, descriptions, largest) is not None
 
     def _known_costs(self, largest: int, check: Callable[[], None]) -> list[CostModel]:
-        if largest not in self._costs:
+        if largest > self._costs[0]:
             descriptions = [worker.description for worker in self.workers]
-            self._costs[largest] = device_costs(self.bundle, self._runners, descriptions, largest, check)
-        return self._costs[largest]
+            self._costs = (largest, device_costs(self.bundle, self._runners, descriptions, largest, check))
+        return self._costs[1]
 
     @contextmanager
     def _begin(
@@ -238,15 +239,15 @@ class Engine:
             if self._closed:
                 raise RenderCancelled("expected an open engine; found it closed; open it again and render again")
 
+        largest = largest_batch(schedule.max_batch, sum(len(request.plan) for _, request in tasks))
         self._check_open()
         with self._runners_lock:
             self._check_open()
             self._check_idle()
+            costs = self._known_costs(largest, check)
             devices = [
                 Device(worker.name, runner, cost)
-                for worker, runner, cost in zip(
-                    self.workers, self._runners, self._known_costs(schedule.max_batch, check), strict=True
-                )
+                for worker, runner, cost in zip(self.workers, self._runners, costs, strict=True)
             ]
             render = Render(self.bundle.manifest, self._tokenizer, devices, tasks, schedule, progress, keep_records)
             self._render = render

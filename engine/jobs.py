@@ -91,6 +91,7 @@ def render_jobs(
     policy: Policy = "eager",
     max_batch: int | None = None,
     progress: ProgressCallback | None = None,
+    on_begin: Callable[[int], None] | None = None,
     on_end: Callable[[Outcome], None] | None = None,
     fresh: bool = False,
 ) -> list[Outcome]:
@@ -100,6 +101,7 @@ def render_jobs(
     the journals beside them.
 
     Args:
+        on_begin: called with the number of segments before they are rendered, if there are any.
         on_end: called with every outcome as soon as it is known.
         fresh: render everything anew.
 
@@ -127,6 +129,7 @@ def render_jobs(
         )
 
     good: list[tuple[JobLine, Path, Task]] = []
+    segments = 0
     bad: dict[int, InputError] = {}
     for job in jobs:
         try:
@@ -139,11 +142,14 @@ def render_jobs(
             note(Outcome(job.number, job.out, request.frames, None, None, there=True))
         else:
             good.append((job, path, task))
+            segments += len(request.plan)
     _check_any(bad, jobs)
     for job in jobs:
         if job.number in bad:
             end(job, None, bad[job.number])
     if good:
+        if on_begin is not None:
+            on_begin(segments)
         videos = engine.render_many(
             [task for _, _, task in good], policy=policy, max_batch=max_batch, progress=progress
         )

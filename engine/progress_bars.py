@@ -38,9 +38,9 @@ class ProgressBars:
             )
         bar.update(progress.done - bar.n)
 
-    def before(self, engine: Engine, max_batch: int | None) -> None:
-        """Say what takes time before the first bar moves."""
-        if self._drawn and not engine.knows_costs(max_batch):
+    def before(self, engine: Engine, segments: int, max_batch: int | None) -> None:
+        """Say what takes time before the first bar moves in a render of so many segments."""
+        if self._drawn and not engine.knows_costs(segments, max_batch):
             print("measuring what a step takes on these devices, which is kept for the next time", file=sys.stderr)
 
     def __exit__(

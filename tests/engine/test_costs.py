@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Engine
+from nuwaxl.engine import Engine, Story, Task
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.costs import cache_folder, measure
 from nuwaxl.engine.devices import parse_devices
@@ -189,6 +189,23 @@ def test_costs_are_kept_and_a_damaged_file_is_measured_again(cache: Path, runner
     file.write_text(file.read_text()[:-3])
     assert costs()[1] > 0
     assert json.loads(file.read_text())["decode_s"] > 0
+
+
+def test_a_short_film_measures_no_larger_batches_than_it_has_segments_for(
+    cache: Path, runner: Timed, tiny_bundle: Path
+) -> None:
+    """A longer one measures more; what is known of larger batches serves smaller ones, in another process as well."""
+    bundle, story, measured = Bundle.open(tiny_bundle), Story([(0, "red sky")]), []
+    for frames in (4, 3, 100, 4):
+        with Engine(bundle, parse_devices("cpu:1"), (runner,)) as engine:
+            segments = len(engine.resolve(Task(story, frames=frames)).plan)
+            known = engine.knows_costs(segments)
+            list(engine.render(story, frames=frames, steps=1))
+            assert engine.knows_costs(segments)
+            measured.append((known, engine._costs[0]))
+    assert measured == [(False, 1), (True, 1), (False, 16), (True, 1)]
+    (file,) = cache.iterdir()
+    assert json.loads(file.read_text())["max_batch"] == 16
 
 
 def test_devices_of_another_speed_do_not_share_costs(cache: Path, tiny_bundle: Path) -> None:

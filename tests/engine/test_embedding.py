@@ -48,10 +48,10 @@ def test_threads_that_ask_for_costs_at_once_measure_once(hooked_engine: Make, mo
     engine = hooked_engine()
     monkeypatch.setattr("nuwaxl.engine.engine.device_costs", slow)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(engine.costs, [3] * 8))
-    assert measured == [3]
+        found = list(pool.map(engine.costs, [17] * 8))
+    assert measured == [17]
     found[0].clear()  # the caller's own
-    assert len(engine.costs(3)) == 2
+    assert len(engine.costs(17)) == 2
 
 
 def test_costs_are_not_measured_on_devices_that_render(hooked_engine: Make) -> None:
@@ -60,9 +60,9 @@ def test_costs_are_not_measured_on_devices_that_render(hooked_engine: Make) -> N
     next(clips)
     assert len(engine.costs(4)) == 2
     with pytest.raises(RenderError, match="idle engine"):
-        engine.costs(3)
+        engine.costs(17)
     clips.close()
-    assert len(engine.costs(3)) == 2
+    assert len(engine.costs(17)) == 2
 
 
 def test_closing_the_engine_ends_a_render_within_a_step(hooked_engine: Make) -> None:

@@ -254,8 +254,8 @@ def test_what_a_journal_had_is_told_and_is_not_in_the_frames_per_second(
             raise EOFError
 
     (tmp_path / "videos").mkdir()
+    journal = tmp_path / "videos" / "a.mp4.journal"
     with Engine.open(tiny_bundle) as engine, pytest.raises(EOFError):
-        journal = tmp_path / "videos" / "a.mp4.journal"
         list(engine.render(Story.load(story_file), frames=60, max_batch=1, journal=journal, progress=leave))
     lines: list[Line] = [
         {"story": "story.toml", "frames": frames, "out": f"{name}.mp4"} for name, frames in (("a", 60), ("b", 20))
@@ -287,14 +287,16 @@ def test_every_outcome_is_told_and_no_journal_stays_beside_a_complete_video(tiny
     journal = tmp_path / "a.mp4.journal"
     with Engine.open(tiny_bundle) as engine:
         jobs = read_jobs(file, tmp_path)
-        render_jobs(engine, jobs)
+        begun: list[int] = []
+        render_jobs(engine, jobs, on_begin=begun.append)
         assert jobs[0].task is not None
         clips = iter(engine.render(jobs[0].task.story, frames=9, journal=journal))
         next(clips)
         clips.close()
         assert journal.exists()
         told: list[Outcome] = []
-        outcomes = render_jobs(engine, jobs, on_end=told.append)
+        outcomes = render_jobs(engine, jobs, on_begin=begun.append, on_end=told.append)
+        assert begun == [len(engine.resolve(jobs[0].task).plan)]
     assert [outcome.there for outcome in outcomes] == [True, False]
     assert sorted(told, key=lambda outcome: outcome.line) == outcomes
     assert not journal.exists()

@@ -214,7 +214,7 @@ def test_newcomers_that_cannot_join_fail_with_those_under_way_and_the_device_goe
     monkeypatch.setattr(render, "Job", Late)
     bundle, workers = Bundle.open(tiny_bundle), parse_devices("cpu:1")
     with Engine(bundle, workers, (Full(bundle, workers[0]),)) as engine:
-        engine._costs[4] = [CostModel([1, 4], [8.0, 11.0])]  # of a device that takes four at once
+        engine._costs = (4, [CostModel([1, 4], [8.0, 11.0])])  # of a device that takes four at once
         videos = engine.render_many([Task(SKY, frames=4, seed=seed) for seed in range(9)], max_batch=4)
         list(videos)
     failed = [number for number, result in enumerate(videos.results) if result.error is not None]

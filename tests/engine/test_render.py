@@ -181,7 +181,7 @@ def test_story_settings_are_the_defaults(tiny_bundle: Path) -> None:
 def test_no_batch_is_larger_than_those_that_were_measured(tiny_bundle: Path) -> None:
     """Where two segments gain nothing over one, larger batches are not measured; by the slope they would be as good."""
     with Engine.open(tiny_bundle, devices="cpu:1") as engine:
-        engine._costs[16] = [CostModel([1, 2], [1.0, 1.99])]
+        engine._costs = (16, [CostModel([1, 2], [1.0, 1.99])])
         video = engine.render(STORY, frames=200, steps=1)
         for _ in video:
             pass

@@ -369,4 +369,4 @@ def test_costs_are_measured_on_the_devices_that_are_left(
         assert sum(len(clip.frames) for clip in engine.render(STORY, frames=30)) == 30
         runners[1].steps_left = 1
         with pytest.raises(DeviceLost, match="unplugged"):
-            engine.costs(3)
+            engine.costs(17)
