@@ -20,6 +20,7 @@ from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES, Task
 from nuwaxl.engine.story import Story
 from nuwaxl.errors import InputError, RenderError
+from nuwaxl.files import is_file_name, write_file
 
 PROG = "nuwaxl-render"
 
@@ -168,6 +169,8 @@ def _render(arguments: argparse.Namespace) -> None:
 
 
 def _render_jobs(arguments: argparse.Namespace) -> None:
+    if not is_file_name(arguments.out_dir):  # "" would be the folder one happens to be in
+        raise InputError(expected="a name as --out-dir", found=repr(arguments.out_dir), fix="give another name")
     out_dir = Path(arguments.out_dir)
     jobs = read_jobs(Path(arguments.jobs), out_dir)
     try:
@@ -195,10 +198,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
             fresh=arguments.fresh,
         )
     document = summary(Path(arguments.jobs), outcomes, perf_counter() - started, engine.bundle.sha256)
-    try:
-        (out_dir / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RenderError(f"writing {out_dir / 'summary.json'} failed: {error}; make room or free the name") from error
+    write_file(out_dir / "summary.json", (json.dumps(document, indent=1) + "\n").encode())
     done, there, failed, restored = (document[key] for key in ("done", "there", "failed", "restored"))
     videos = f"{done} videos" + (f" ({there} of them there before)" if there else "")
     frames = f"{document['frames']} frames" + (f" ({restored} segments of them there before)" if restored else "")

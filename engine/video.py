@@ -86,7 +86,6 @@ class Video:
         # PyAV takes long to import, and those who iterate do not need it.
         from nuwaxl.engine.mp4 import Mp4Writer
 
-        started = perf_counter()
         encode_s = 0.0
         with Mp4Writer(path, width=self.width, height=self.height, fps=self.fps, comment=self._content) as writer:
             with closing(self._clips(Attempt())) as clips:
@@ -97,9 +96,9 @@ class Video:
                     if on_clip is not None:
                         on_clip(clip)
             before = perf_counter()
-        ended = perf_counter()
+        finish_s = perf_counter() - before
         complete_journal(self._request.journal)
-        self._stats = self.stats.saved(wall_s=ended - started, encode_s=encode_s + ended - before)
+        self._stats = self.stats.saved(wall_s=self.stats.wall_s + finish_s, encode_s=encode_s + finish_s)
 
     def cancel(self) -> None:
         """Give this up, from any thread: within one denoising step the iteration that is running raises

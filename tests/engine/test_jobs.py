@@ -1,6 +1,7 @@
 """nuwaxl-render --jobs: many stories, one bad line fails alone, a summary says how each fared."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,40 @@ def test_a_file_without_jobs_is_refused(jobs: Jobs, tmp_path: Path) -> None:
     assert (status, summary) == (2, {})
     assert "at least one job" in error
     assert main(["--jobs", str(tmp_path / "absent"), "--out-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("name", ["", "a\0b"])
+def test_no_name_for_the_folder_is_refused(
+    name: str, story_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from a variable of a script that is not set: the videos would be in the folder one happens to be in."""
+    monkeypatch.chdir(tmp_path)
+    Path("jobs.jsonl").write_text(json.dumps({"story": story_file.name, "frames": 3, "out": "a.mp4"}))
+    assert main(["--jobs", "jobs.jsonl", "--out-dir", name]) == 2
+    assert f"expected a name as --out-dir; found {name!r}" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"jobs.jsonl", story_file.name}
+
+
+def test_a_disk_that_is_full_leaves_the_summary_of_before(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        written = write_bytes(path, content)
+        if "summary" in path.name:
+            os.truncate(path, 0)
+            raise OSError(28, "No space left on device")
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: full(path, text.encode()))
+    (tmp_path / "videos").mkdir()
+    write_bytes(tmp_path / "videos" / "summary.json", b'"of before"')
+    status, summary, error = jobs({"story": "story.toml", "frames": 3, "out": "a.mp4"})
+    assert (status, summary) == (1, "of before")
+    assert "summary.json failed: [Errno 28] No space left on device" in error
+    assert frames_in(tmp_path / "videos" / "a.mp4") == 3
 
 
 @pytest.mark.parametrize(

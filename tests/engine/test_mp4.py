@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Engine, Story
+from nuwaxl.engine import CostModel, Engine, Story
 from nuwaxl.engine.mp4 import Mp4Writer, check_output
 from nuwaxl.errors import InputError, RenderError
 
@@ -125,6 +126,21 @@ def test_a_saved_video_has_the_frames_of_the_render_and_counts_the_writing(tiny_
     assert starts == sorted(starts)
     assert video.stats.phases_s["encode"] > 0
     assert video.stats.wall_s > video.stats.phases_s["encode"]
+
+
+def test_measuring_costs_is_not_in_the_time_of_a_saved_video(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any) -> list[CostModel]:
+        time.sleep(0.5)
+        return [CostModel([1], [1.0])]
+
+    monkeypatch.setattr("nuwaxl.engine.engine.device_costs", slow)
+    with Engine.open(tiny_bundle) as engine:
+        video = engine.render(Story([(0, "red sky")]), frames=9)
+        began = time.perf_counter()
+        video.save(tmp_path / "out.mp4")
+        assert video.stats.wall_s < time.perf_counter() - began - 0.5
 
 
 def test_a_bad_path_is_refused_before_the_render_begins(tiny_bundle: Path, tmp_path: Path) -> None:
