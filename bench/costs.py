@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nuwaxl.engine import CostModel, RenderStats
-from nuwaxl.engine.checks import read_text, shown
+from nuwaxl.engine.checks import read_text, shown, whole_number
+from nuwaxl.engine.request import MAX_BATCH
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
 
@@ -90,10 +91,9 @@ def load_costs(path: str | os.PathLike[str], steps: int) -> DiffusionCosts:
         numbers = table.get(key) if isinstance(table, Mapping) else None
         if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
             raise InputError(expected=expected, found=f"no list of numbers {key}", fix=fix)
+    sizes = [whole_number(f"batch_sizes in {path}", size, least=1, most=MAX_BATCH) for size in table["batch_sizes"]]
     try:
-        costs = DiffusionCosts(
-            tuple(table["batch_sizes"]), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0))
-        )
+        costs = DiffusionCosts(tuple(sizes), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0)))
         costs.model(steps=1)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(expected=expected, found=str(error), fix=fix) from error

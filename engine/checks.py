@@ -3,6 +3,7 @@
 import math
 import operator
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ def whole_number(name: str, value: Any, *, least: int, most: int | None = None, 
 
 
 def finite_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf, fix: str = "") -> float:
-    """`value` as float.
+    """`value` as float; numpy's numbers are such, too.
 
     Raises:
         InputError: not a finite number from `least` to `most`.
     """
     try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     except OverflowError:  # an int that no float holds
         number = math.inf
     if not math.isfinite(number) or not least <= number <= most:

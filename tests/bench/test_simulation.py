@@ -1,6 +1,10 @@
 """The virtual clock against times worked out by hand, and cost models as files."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +97,9 @@ def test_a_cost_model_survives_its_file_alone_and_in_a_document(tmp_path: Path) 
         '{"batch_sizes": [1, 2], "diffusion_s": [1]}',
         '{"batch_sizes": "one", "diffusion_s": [1]}',
         '{"batch_sizes": [1], "diffusion_s": [1], "decode_s": -1}',
+        '{"batch_sizes": [1.5], "diffusion_s": [1]}',
+        '{"batch_sizes": [99999999999999999999], "diffusion_s": [1]}',
+        '{"batch_sizes": [true], "diffusion_s": [1]}',
     ],
 )
 def test_what_is_no_cost_model_is_refused_with_what_one_looks_like(tmp_path: Path, text: str) -> None:
@@ -101,6 +108,7 @@ def test_what_is_no_cost_model_is_refused_with_what_one_looks_like(tmp_path: Pat
     with pytest.raises(InputError, match="batch_sizes") as caught:
         load_costs(file, steps=9)
     assert "Error" not in str(caught.value)
+    assert "__init__" not in str(caught.value)
 
 
 def test_a_cost_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -113,3 +121,19 @@ def test_costs_that_were_measured_with_other_steps_are_refused(tmp_path: Path) -
     file.write_text(json.dumps({"cost_model": DiffusionCosts((1,), (2.0,)).table(), "steps": 2}))
     with pytest.raises(InputError, match=r"of 9 steps in .*; found those of 2 steps"):
         load_costs(file, steps=9)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_long_simulation_heeds_signals(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """This one would take minutes."""
+    (tmp_path / "costs.json").write_text('{"batch_sizes": [1, 8], "diffusion_s": [2.0, 5.0]}')
+    options = ["--frames", "1048576", "--simulate-devices", "65536", "--cost-model", tmp_path / "costs.json"]
+    command = [sys.executable, "-m", "nuwaxl.bench.cli", *options, "--bundle", tiny_bundle]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            time.sleep(5)
+            assert process.poll() is None
+            process.send_signal(number)
+            assert process.wait(10) in (-number, 128 + number)
+        finally:
+            process.kill()

@@ -287,8 +287,10 @@ def test_bad_arguments_are_refused_before_any_work(tiny_bundle: Path, options: d
     assert "\n" not in str(caught.value)
 
 
-def test_numpy_integers_are_integers(tiny_bundle: Path) -> None:
+def test_numpys_numbers_are_numbers(tiny_bundle: Path) -> None:
     with Engine.open(tiny_bundle) as engine:
+        task = Task(STORY, frames=5, guidance=np.float32(1.5))  # type: ignore[arg-type]
+        assert type(engine.resolve(task).guidance) is float
         assert engine.render(STORY, frames=np.int64(5)).frames == 5  # type: ignore[arg-type]
 
 
