@@ -1,7 +1,6 @@
 """Two processes that share each batch learn what one process learns from the whole of it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +45,8 @@ ACCELERATE += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 COMMAND = ["--module", "nuwaxl.train"]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize(
     ("launcher", "accumulation", "training"),
@@ -67,9 +68,8 @@ def test_two_processes_equal_one(
         )
         (tmp_path / f"{name}.toml").write_text(text)
     assert main(["tklvae", str(tmp_path / "one.toml")]) == 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *launcher, *COMMAND, "tklvae", str(tmp_path / "two.toml")]
-    run = subprocess.run(command, check=True, env=environment, timeout=600, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(command, check=True, timeout=600, stdout=subprocess.PIPE, text=True)
     assert run.stdout.splitlines() == [str(tmp_path / "two" / "model")], "one process says where the model is"
 
     one, two = (tmp_path / name / "step_00000003" for name in ("one", "two"))
@@ -119,7 +119,7 @@ def test_two_processes_of_mtd_equal_one(cartoons: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text("\n".join(lines))
     assert main(["mtd", str(tmp_path / "one.toml")]) == 0
     command = [sys.executable, "-m", *TORCHRUN, *COMMAND, "mtd", str(tmp_path / "two.toml")]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    subprocess.run(command, check=True, timeout=600)
     latents = [sorted((tmp_path / f"l_{name}").rglob("*.npy")) for name in ("one", "two")]
     assert [path.name for path in latents[0]] == [path.name for path in latents[1]]
     assert len(latents[0]) == 2
