@@ -100,6 +100,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _require_packages(_NEEDED)
     # Imported here, so that --help and the message above come without torch.
     from nuwaxl.export.model import CHECKPOINT_FILES, load_model
+    from nuwaxl.export.stages import Stages
     from nuwaxl.export.write import Written, check_output, export_bundle
 
     check_output(arguments.out, arguments.force)
@@ -112,25 +113,32 @@ def _export(arguments: argparse.Namespace) -> None:
         depth=trained.depth if arguments.depth is None else arguments.depth,
     )
 
-    def progress(graph: Written) -> None:
-        error = f"relative error {graph.parity.relative:.1e}"
-        if graph.parity.relative == 0.0:
-            error = f"mean difference {graph.parity.pixels:.1e} of 255"
-        say(f"{graph.name:8} {graph.bytes / 1e6:7.2f} MB  {error}  {graph.seconds:.1f} s")
+        def progress(graph: Written) -> None:
+            stage()
+            error = f"relative error {graph.parity.relative:.1e}"
+            if graph.parity.relative == 0.0:
+                error = f"mean difference {graph.parity.pixels:.1e} of 255"
+            say(f"{graph.name:8} {graph.bytes / 1e6:7.2f} MB  {error}  {graph.seconds:.1f} s")
 
-    export_bundle(
-        model,
-        arguments.out,
-        name=arguments.name or arguments.checkpoint.resolve().name,
-        sampler=sampler,
-        decode_overlap=arguments.decode_overlap,
-        precision=arguments.precision,
-        kernels_for=() if arguments.target == "tensorrt-rtx" else arguments.sm,
-        force=arguments.force,
-        files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
-        progress=progress,
-        finish=(lambda folder: plan_options.build(folder, plans, arguments.refit_from)) if plans else lambda _: None,
-    )
+        def finish(folder: Path) -> None:
+            stage()
+            if plans:
+                plan_options.build(folder, plans, arguments.refit_from)
+
+        export_bundle(
+            model,
+            arguments.out,
+            name=arguments.name or arguments.checkpoint.resolve().name,
+            sampler=sampler,
+            decode_overlap=arguments.decode_overlap,
+            precision=arguments.precision,
+            kernels_for=() if arguments.target == "tensorrt-rtx" else arguments.sm,
+            force=arguments.force,
+            files=[arguments.checkpoint / name for name in CHECKPOINT_FILES] if arguments.with_checkpoint else [],
+            stage=stage,
+            progress=progress,
+            finish=finish,
+        )
     say(f"{arguments.out}: written")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def to_onnx(
     for_gpus: bool = False,
     data: Path | None = None,
     external_from: int = EXTERNAL_FROM,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> onnx.ModelProto:
     """Export `module`, called with `inputs` in their order; the first axis of every tensor is the batch.
 
@@ -35,6 +36,7 @@ def to_onnx(
     Graphs `for_gpus` are of nodes that GPUs' runtimes have (translations.py), as all in bfloat16 are: CPUs run none.
     With `data`, a graph of `external_from` bytes of weights or more has the larger ones in that file instead, which
     must lie beside the graph's own (weights.py); `save` checks such a graph when it is written.
+    `stage` is called with what begins.
     """
     types = {parameter.dtype for parameter in module.parameters()}
     for_gpus = for_gpus or torch.bfloat16 in types
@@ -47,12 +49,14 @@ def to_onnx(
         table.update(translations.for_cpus())
     batch = {0: torch.export.Dim(BATCH)}
     with _quiet(), torch.no_grad():
+        stage("tracing")
         # Traced here, since torch.onnx.export itself answers a batch it cannot keep dynamic with a fixed one.
         traced = torch.export.export(
             module.eval(),
             tuple(inputs.values()),
             dynamic_shapes=_shapes(module, len(inputs), batch),
         )
+        stage("translating to ONNX, and optimizing")
         program = torch.onnx.export(
             traced,
             input_names=list(inputs),
@@ -63,6 +67,7 @@ def to_onnx(
             custom_translation_table=table,
         )
     assert program is not None
+    stage("writing its weights")
     taken = {}
     if data is not None and weight_bytes(program.model) >= external_from:
         taken = take_out(program.model, data.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +64,22 @@ def batches(network: Network) -> Sequence[int]:
 
 
 def check_parity(
-    source: GraphSource, path: Path, seed: int, precision: PrecisionName = "fp32", batches: Sequence[int] = _BATCHES
+    source: GraphSource,
+    path: Path,
+    seed: int,
+    precision: PrecisionName = "fp32",
+    batches: Sequence[int] = _BATCHES,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> Parity:
     """Run a graph's file on ONNX Runtime against torch on fresh random inputs.
 
-    ONNX Runtime multiplies no matrices in bfloat16 on the CPU: such a graph is run as emulation.py says.
+    ONNX Runtime multiplies no matrices in bfloat16 on the CPU: such a graph is run as emulation.py says. `stage` is
+    called with what begins.
 
     Raises:
         ParityError: an output of another shape or type, not finite, or further from torch's than the limits.
     """
+    stage("running torch")
     samples = []
     for batch in batches:
         with torch.no_grad():
@@ -80,7 +87,9 @@ def check_parity(
             answer = {name: tensor.numpy() for name, tensor in sample.answer().items()}
         samples.append((batch, sample.inputs, answer))
     worst = Parity()
+    stage("opening it in ONNX Runtime")
     session = open_session(path, precision)
+    stage("running ONNX Runtime")
     for batch, tensors, expected in samples:
         # numpy has no bfloat16, and the emulation takes it as float32.
         inputs = {n: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for n, t in tensors.items()}

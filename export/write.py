@@ -68,6 +68,7 @@ def export_bundle(
     kernels_for: Sequence[int] = (),
     force: bool = False,
     files: Sequence[Path] = (),
+    stage: Callable[[str], None] = lambda _: None,
     progress: Callable[[Written], None] = lambda _: None,
     finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
@@ -76,6 +77,7 @@ def export_bundle(
     Args:
         external_from: bytes of a graph's weights from which on they lie in a file beside it.
 
+    `stage` is called with what begins, `progress` with every graph that is done.
     `finish` is called with the folder of the finished bundle before it takes its name, and may add to it.
 
     With `kernels_for`, SM numbers of GPUs, step and decode call the kernels (export/functions.py), which are compiled
@@ -105,14 +107,23 @@ def export_bundle(
         asked: set[Request] = set()
         for source in graph_sources(model, precision, kernels=bool(kernels_for)):
             start = time.perf_counter()
-            graphs[source.name] = graph = _write_graph(source, folder, external_from, for_gpus=bool(kernels_for))
-            parity = check_parity(source, folder / graph.file, _SEED, precision, batches(network))
+
+            def of_graph(what: str, name: str = source.name) -> None:
+                stage(f"{name}: {what}")
+
+            graphs[source.name] = graph = _write_graph(
+                source, folder, external_from, for_gpus=bool(kernels_for), stage=of_graph
+            )
+            parity = check_parity(source, folder / graph.file, _SEED, precision, batches(network), of_graph)
             size = sum((folder / file).stat().st_size for file in (graph.file, graph.data) if file is not None)
             if kernels_for:
+                of_graph("finding its kernels")
                 asked |= kernel_requests([source])
             progress(Written(source.name, size, parity, time.perf_counter() - start))
         if kernels_for:
+            stage("compiling kernels")
             write_kernels(folder, asked, kernels_for)
+        stage("writing the manifest")
         (folder / TOKENIZER_FILE).write_bytes(model.tokenizer)
         for path in files:
             shutil.copyfile(path, folder / path.name)
@@ -153,13 +164,27 @@ def check_output(out: Path, force: bool) -> None:
             )
 
 
-def _write_graph(source: GraphSource, folder: Path, external_from: int, *, for_gpus: bool = False) -> Graph:
+def _write_graph(
+    source: GraphSource,
+    folder: Path,
+    external_from: int,
+    *,
+    for_gpus: bool = False,
+    stage: Callable[[str], None] = lambda _: None,
+) -> Graph:
     with torch.no_grad():
         inputs = source.sample(_EXAMPLE_BATCH, torch.Generator().manual_seed(_SEED)).inputs
     file, data = f"{source.name}.onnx", f"{source.name}.data"
     model = to_onnx(
-        source.module, inputs, source.outputs, for_gpus=for_gpus, data=folder / data, external_from=external_from
+        source.module,
+        inputs,
+        source.outputs,
+        for_gpus=for_gpus,
+        data=folder / data,
+        external_from=external_from,
+        stage=stage,
     )
+    stage("writing and checking its file")
     save(model, folder / file)
     has_data = (folder / data).is_file()
     return Graph(file, data if has_data else None, _specs(model.graph.input), _specs(model.graph.output))

@@ -1,0 +1,62 @@
+"""What an export is at and for how long, on stderr: graphs of the paper's size take minutes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+_FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line of a stage, and between two of it
+_TICK_S = 1.0
+
+
+class Stages:
+    """A context; call it with the stage that begins, or with nothing where none does.
+
+    On a terminal the stage and its time are a line that goes when it ends. Elsewhere it is one line after 10 s of a
+    stage, and one a minute from then on. A thread draws them, since a stage is one call that does not come back to us.
+    """
+
+    def __init__(self) -> None:
+        self._drawn = sys.stderr.isatty()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="stages", daemon=True)
+        self._bar: Any = None
+        self._stage, self._began, self._due = "", 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __call__(self, stage: str = "") -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+            self._stage, self._began = stage, time.monotonic()
+            self._due = self._began + _FIRST_S
+            if stage and self._drawn:
+                self._bar = tqdm(desc=stage, bar_format="{desc}  {elapsed}", leave=False)
+
+    def _tick(self) -> None:
+        while not self._over.wait(_TICK_S):
+            with self._lock:
+                now = time.monotonic()
+                if self._bar is not None:
+                    self._bar.refresh()
+                elif self._stage and now >= self._due:
+                    self._due = now + _EVERY_S
+                    elapsed = tqdm.format_interval(now - self._began)
+                    print(f"nuwaxl-export: {self._stage}  {elapsed}", file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self()
