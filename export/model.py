@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nuwaxl.engine.bundle_schema import TOKENIZER_FILE, Network
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.checkpoint import load_into
 from nuwaxl.train.config import ModelConfig
 from nuwaxl.train.networks.mtd import MTD

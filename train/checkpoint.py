@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.errors import InputError, NuwaxlError, reason
 from nuwaxl.formats import parse_json
 
 _PREFIX = "step_"
@@ -28,7 +28,9 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)
         path.chmod(mode)  # safetensors leaves a file that its owner alone can read
     except (OSError, SafetensorError) as error:
-        raise NuwaxlError(f"writing {path} failed: {error}; make room on the disk, then go on by --resume") from error
+        raise NuwaxlError(
+            f"writing {path} failed: {reason(error)}; make room on the disk, then go on by --resume"
+        ) from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -38,7 +40,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         }
     except (OSError, SafetensorError) as error:
         raise InputError(
-            expected=f"safetensors weights at {path}", found=str(error), fix="name another file"
+            expected=f"safetensors weights at {path}", found=reason(error), fix="name another file"
         ) from error
 
 
@@ -132,7 +134,9 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         return {"step": int(progress["step"]), "configuration": dict(progress["configuration"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            expected=f"step and configuration in {path}", found=repr(error), fix="start anew with another --out"
+            expected=f"step and configuration in {path}",
+            found=reason(error) if isinstance(error, OSError) else repr(error),
+            fix=f"remove {checkpoint}: --resume then goes on from the checkpoint before it",
         ) from error
 
 

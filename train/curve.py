@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.files import write_file
 from nuwaxl.formats import parse_json
 
@@ -23,7 +23,7 @@ def read_log(path: Path, names: Sequence[str]) -> dict[str, list[tuple[float, fl
     try:
         lines = [dict(parse_json(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(expected=f"a training log at {path}", found=str(error), fix="name a log.jsonl") from error
+        raise InputError(expected=f"a training log at {path}", found=reason(error), fix="name a log.jsonl") from error
     curves = {name: [(line["step"], line[name]) for line in lines if name in line] for name in names}
     for name, points in curves.items():
         if not points:

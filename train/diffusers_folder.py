@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.formats import parse_json
 from nuwaxl.train.config import DiffusionConfig, ModelConfig, MTDConfig, TextConfig, TKLVAEConfig, require_frame_size
 
@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             expected=f"a JSON file at {path}",
-            found=str(error),
+            found=reason(error),
             fix="name a Stable Diffusion 1.x folder in the diffusers format",
         ) from error
     if not isinstance(found, dict):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.formats import parse_toml
 from nuwaxl.train.config import require, require_positive, require_table
 from nuwaxl.train.devices import torch_device
@@ -84,7 +84,9 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         tables = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(expected=f"a TOML file at {path}", found=str(error), fix="correct it") from error
+        raise InputError(
+            expected=f"a TOML file at {path}", found=reason(error), fix="name one, or correct it"
+        ) from error
     for name, table in tables.items():
         require_table(table, f"[{name}] of {path}")
     return tables

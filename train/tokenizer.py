@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -52,7 +52,7 @@ def clip_tokenizer(folder: Path, tokens: int) -> Tokenizer:
         model = models.BPE.from_file(str(vocabulary), str(merges), unk_token=END, end_of_word_suffix="</w>")
     except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
         raise InputError(
-            expected=f"CLIP's vocab.json and merges.txt in {folder}", found=str(error), fix="download them again"
+            expected=f"CLIP's vocab.json and merges.txt in {folder}", found=reason(error), fix="download them again"
         ) from error
     tokenizer = Tokenizer(model)
     for token in (START, END):
@@ -79,7 +79,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
         raise InputError(
-            expected=f"a tokenizer in {path}", found=str(error), fix="name a complete model directory"
+            expected=f"a tokenizer in {path}", found=reason(error), fix="name a complete model directory"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Errors of nuwaxl: what was expected, what was found, what to do."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,12 @@ class InputError(NuwaxlError, ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         # For pickle: an exception is otherwise made again of its message alone.
         return partial(type(self), expected=self.expected, found=self.found, fix=self.fix), ()
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line and without the operating system's numbers and quotes."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(re.sub(r" \(os error \d+\)", "", said).split())
 
 
 class RenderError(NuwaxlError):

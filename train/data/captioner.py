@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.errors import InputError, NuwaxlError, reason
 
 
 class Captioner:
@@ -35,7 +35,7 @@ class Captioner:
                 folder, local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _no_model(folder, str(error)) from error
+            raise _no_model(folder, reason(error)) from error
         takes_pictures = "pixel_values" in inspect.signature(self._model.forward).parameters
         if not takes_pictures or not hasattr(self._processor, "image_processor"):
             raise _no_model(folder, f"{type(self._model).__name__}, which takes no pictures")

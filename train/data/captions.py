@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.formats import parse_json
 from nuwaxl.train.data.kept import kept
 
@@ -66,8 +66,8 @@ def read_entries(path: Path) -> list[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             expected=f"a UTF-8 caption file at {path}",
-            found=str(error),
-            fix="write one caption line a frame",
+            found=reason(error),
+            fix="write it, or have it written by nuwaxl-train data caption",
         ) from error
     entries: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):

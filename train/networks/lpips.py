@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.checkpoint import load_weights
 
 # VGG16's 3x3 convolutions: each stage ends where its features are compared, and a 2x2 max pooling follows.
@@ -117,5 +117,5 @@ def _read(path: Path) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in state.items() if isinstance(tensor, Tensor)}
     except (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
-            expected=f"a state dictionary of tensors in {path}", found=str(error).split("\n")[0], fix="name another"
+            expected=f"a state dictionary of tensors in {path}", found=reason(error).split(". ")[0], fix="name another"
         ) from error

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.diffusers_folder import read_json
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
@@ -123,7 +123,7 @@ def load_published(network: nn.Module, folder: Path) -> None:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 raise InputError(
-                    expected=f"safetensors weights at {path}", found=str(error), fix="download them again"
+                    expected=f"safetensors weights at {path}", found=reason(error), fix="download them again"
                 ) from error
             for key in file.keys():  # noqa: SIM118  (no mapping)
                 name = _rewrite(key, _ALIASES[kind])

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.data.cartoon.brush import SCALE, SIZE
 from nuwaxl.train.data.cartoon.characters import draw_character, pose_at
 from nuwaxl.train.data.cartoon.scenery import SHADOWS, backdrop
@@ -49,7 +49,7 @@ def generate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            expected=f"a folder at {folder}", found=str(error), fix="name a folder that can be made"
+            expected=f"a folder at {folder}", found=reason(error), fix="name a folder that can be made"
         ) from error
     write = partial(write_episode, folder, frames=frames, seed=seed)
     progress = partial(tqdm, total=episodes, desc="episodes", unit="episode", disable=None)
