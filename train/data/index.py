@@ -14,7 +14,7 @@ from nuwaxl.train.data.kept import kept
 from nuwaxl.train.data.libav import matroska_errors
 
 # What another release of ours or of libavformat learned may be something else.
-_LEARNED_BY: list[Any] = ["index", 1, *av.library_versions["libavformat"]]
+_LEARNED_BY: list[Any] = ["index", 2, *av.library_versions["libavformat"]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VideoIndex:
 
     @classmethod
     def read(cls, container: InputContainer, path: Path) -> Self:
-        """Walk over all packets, without decoding. Raises InputError, naming `path`, for what is no whole video."""
+        """Walk over all packets, and decode one. Raises InputError, naming `path`, for no whole upright video."""
         if not container.streams.video:
             raise unusable(path, "no video stream")
         stream = container.streams.video[0]
@@ -68,6 +68,9 @@ class VideoIndex:
             raise unusable(path, "no frames")
         if len(set(times)) != len(times):
             raise unusable(path, f"{len(times)} frames at {len(set(times))} different times")
+        rotation = _rotation(container, min(starts))
+        if rotation:
+            raise unusable(path, f"pictures to be turned by {rotation} degrees", "write them upright (ffmpeg does)")
         width, height = stream.codec_context.width, stream.codec_context.height
         if not width or not height:
             raise unusable(path, f"frames of {width} x {height} pixels")
@@ -106,5 +109,15 @@ def open_container(video: Path) -> InputContainer:
         raise unusable(video, str(error.strerror or error)) from error
 
 
-def unusable(video: Path, found: str) -> InputError:
-    return InputError(expected=f"a readable video at {video}", found=found, fix="check the file, or write it again")
+def unusable(video: Path, found: str, fix: str = "check the file, or write it again") -> InputError:
+    return InputError(expected=f"a readable video at {video}", found=found, fix=fix)
+
+
+def _rotation(container: InputContainer, start: int) -> int:
+    """Degrees by which players turn the pictures, as those of phones: decoders do not do it."""
+    stream = container.streams.video[0]
+    try:
+        container.seek(start, stream=stream, backward=True)
+        return next(iter(container.decode(stream))).rotation
+    except (av.FFmpegError, StopIteration):
+        return 0  # a damaged picture is told of by who reads it

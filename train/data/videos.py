@@ -45,7 +45,7 @@ def list_videos(folder: Path) -> list[Path]:
 class VideoFile:
     """A video opened for frame-accurate reading at random.
 
-    Without an `index`, opening walks over the packets once, without decoding, to learn every frame's time stamp and
+    Without an `index`, opening walks over the packets once, and decodes one, to learn every frame's time stamp and
     which of them are keyframes; a frame is then reached by decoding from the keyframe before it. `decoded_frames`
     counts the frames decoded so far. Raises InputError, naming the file, if it is missing, no video, or damaged.
 

@@ -1,5 +1,6 @@
 """Small videos of many kinds, written by PyAV: every frame differs from every other."""
 
+import struct
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -74,6 +75,17 @@ def copy_packets(source: Path, out: Path, shift: Fraction, options: dict[str, st
             packet.dts += round(shift / packet.time_base)
             packet.stream = stream
             write.mux(packet)
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Make an mp4's only track one that players turn: the matrix in its header (ISO/IEC 14496-12, tkhd)."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    cos, sin = {90: (0, 1), 180: (-1, 0)}[degrees]
+    rows = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    assert content[matrix : matrix + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = rows
+    path.write_bytes(content)
 
 
 def edit_list(path: Path, first: int, frames: int) -> None:

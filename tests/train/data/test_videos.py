@@ -20,6 +20,7 @@ from tests.train.data.films import (
     copy_packets,
     decode_everything,
     edit_list,
+    turn,
     write_video,
 )
 
@@ -275,3 +276,12 @@ def test_videos_that_share_a_caption_file_are_refused(plain: Path, tmp_path: Pat
     (tmp_path / "b.webm").write_bytes(b"")
     with pytest.raises(InputError, match=r"b\.mp4 and b\.webm"):
         list_videos(tmp_path)
+
+
+@pytest.mark.parametrize("degrees", [90, 180])
+def test_a_video_that_players_turn_is_refused_by_name(tmp_path: Path, degrees: int) -> None:
+    path = tmp_path / "phone.mp4"
+    write_video(path, frames=3)
+    turn(path, degrees)
+    with pytest.raises(InputError, match=rf"phone\.mp4; found pictures to be turned by -?{degrees} degrees"):
+        VideoFile(path)
