@@ -32,7 +32,7 @@ def cache_latents(
     network = TKLVAE(model.tklvae)
     checkpoint.load_into(network, Path(training.tklvae))
     network.to(device, memory_format=torch.channels_last).eval()
-    videos = EpisodeFolder(folder, training.episodes)
+    videos = EpisodeFolder(folder, training.episodes, show_progress)
     height, width = videos.size()
     f = model.tklvae.downsampling
     if height % f or width % f:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,15 +109,13 @@ def _train(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
     run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
     check_output(run, arguments.resume)  # before the task indexes videos and encodes them
-    show_progress = sys.stderr.isatty()
     with heed_one_signal():
         try:
             with end_at_signals():
                 Processes.join(run)
-            task: Task = (
-                TKLVAETask(tables, run) if arguments.command == "tklvae" else MTDTask(tables, run, show_progress)
-            )
-            model = train(task, run, arguments.resume, show_progress)
+            kind = TKLVAETask if arguments.command == "tklvae" else MTDTask
+            task: Task = kind(tables, run, show_progress=True)
+            model = train(task, run, arguments.resume, show_progress=True)
             if Processes.join(run).leads:
                 say(model)
         finally:

@@ -12,14 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nuwaxl.errors import InputError
 from nuwaxl.files import alone_in
 from nuwaxl.train import checkpoint
 from nuwaxl.train.averages import Averages
 from nuwaxl.train.distributed import Processes
 from nuwaxl.train.log import TrainingLog, check_tensorboard
+from nuwaxl.train.progress import Progress, note
 from nuwaxl.train.resume import check_unchanged
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Task
@@ -60,11 +59,14 @@ def _train(task: Task, run: RunConfig, processes: Processes, previous: Path | No
 
     began = time.monotonic()
     show_progress = show_progress and processes.leads
+    if show_progress:
+        note(_beginning(task, run, processes, start))
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(TrainingLog(out, start, run.tensorboard)) if processes.leads else None
-        bar = tqdm(range(start, run.steps), initial=start, total=run.steps, disable=None if show_progress else True)
+        progress = stack.enter_context(Progress("step", run.steps, show_progress, start))
         recent: dict[str, list[float]] = {}
-        for step in bar:
+        means: dict[str, float] = {}
+        for step in range(start, run.steps):
             figures = update(step)
             averages.update(step)
             for name, values in figures.items():
@@ -75,7 +77,7 @@ def _train(task: Task, run: RunConfig, processes: Processes, previous: Path | No
                 recent = {}
                 if log is not None:
                     log.write({"step": done, **means, "rate": run.rate_at(step), "seconds": time.monotonic() - began})
-                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            progress.advance(figures=means or {name: sum(values) / len(values) for name, values in figures.items()})
             if processes.leads and (done % run.checkpoint_every == 0 or done == run.steps):
                 checkpoint.save_training(
                     out, done, saved, averages.values, update.optimizers, configuration, run.keep_checkpoints
@@ -85,6 +87,19 @@ def _train(task: Task, run: RunConfig, processes: Processes, previous: Path | No
         _publish(task, averages, out)
     processes.wait()
     return out / "model"
+
+
+def _beginning(task: Task, run: RunConfig, processes: Processes, start: int) -> str:
+    """What is trained, where, and what comes first: the first step of a large network takes minutes."""
+    if start >= run.steps:
+        return f"all {run.steps} steps are done"
+    own = [parameter for module in task.modules.values() for parameter in module.parameters()]
+    learning = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+    where = f"on {processes.device}" + (f" and {processes.world - 1} more" if processes.world > 1 else "")
+    return (
+        f"{' and '.join(task.modules)} {where}: {sum(parameter.numel() for parameter in own):,} parameters, "
+        f"{learning:,} of them learn; step {start + 1} of {run.steps} begins; the log is {Path(run.out) / 'log.jsonl'}"
+    )
 
 
 def check_output(run: RunConfig, resume: bool) -> Path | None:

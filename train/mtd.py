@@ -22,8 +22,9 @@ from nuwaxl.train.distributed import Processes, Share
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.progress import note
 from nuwaxl.train.recompute import recompute_layers
-from nuwaxl.train.resume import captions_fingerprint, check_unchanged, fingerprint
+from nuwaxl.train.resume import captions_fingerprint, check_unchanged, files_fingerprint, fingerprint
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
 from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
@@ -106,7 +107,8 @@ class MTDTask:
                 fix="raise mtd.length",
             )
 
-        self.folder = EpisodeFolder(run.data, self.training.episodes)
+        show_progress = show_progress and processes.leads
+        self.folder = EpisodeFolder(run.data, self.training.episodes, show_progress)
         self._check_size()
         # Before hours of encoding, not at the first step that draws the level.
         self.folder.check_lengths(mtd.length, self.training.depth, self.training.depth_probabilities or None)
@@ -122,12 +124,16 @@ class MTDTask:
         checkpoint.load_into(self.vae, Path(self.training.tklvae))
         self.vae.to(self.device, memory_format=torch.channels_last).eval()
         self.latents = LatentCache(Path(self.training.latents), self.vae, self.folder, mtd.length)
+        began_from = ("mtd.safetensors", "text.safetensors", "tokenizer.json") if self.training.init else ()
+        self._init = files_fingerprint(init / name for name in began_from)
         previous = checkpoint.latest(Path(run.out))
         if previous is not None:  # before hours of encoding videos that it was not trained on
             check_unchanged(previous, {"data": self._data()})
-        self.latents.fill(processes.share.of(range(len(self.folder))), show_progress and processes.leads)
+        self.latents.fill(processes.share.of(range(len(self.folder))), show_progress)
         processes.wait()
 
+        if show_progress:
+            note(f"making MTD and its text encoder{f' of {init}' if self.training.init else ''}")
         torch.manual_seed(run.seed)
         self.mtd, self.text = MTD(mtd), CLIPText(text)
         if self.training.init:
@@ -165,6 +171,7 @@ class MTDTask:
             "videos": fingerprint(self.folder),
             "captions": captions_fingerprint(self.folder),
             "latents": self.latents.folder.name,  # whose T-KLVAE's they are
+            "init": self._init,
         }
 
     def parameters(self) -> list[nn.Parameter]:

@@ -8,12 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train import checkpoint
 from nuwaxl.train.data.episodes import EpisodeFolder
+from nuwaxl.train.data.kept import sample
 
-# What a training learns does not depend on these keys of [run]; of the data, [data] says what it is, wherever it lies.
-_FREE = ("data", "out", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "device")
+# What a training learns does not depend on these keys: where something lies, [data] says what it is.
+_FREE = {
+    "run": ("data", "out", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "device"),
+    "training": ("init", "latents", "lpips", "tklvae"),
+}
 
 
 def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -27,9 +31,8 @@ def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> 
         before = recorded.get(table, {})
         for key in sorted({*before, *values}):
             old, new = before.get(key), values.get(key)
-            if table == "run" and (key in _FREE or (key == "steps" and old is not None and new >= old)):
-                continue
-            if old != new:
+            more_steps = (table, key) == ("run", "steps") and old is not None and new >= old
+            if old != new and key not in _FREE.get(table, ()) and not more_steps:
                 changed.append(f"[{table}] {key} = {new!r}, which was {old!r}")
     if changed:
         raise InputError(
@@ -40,17 +43,32 @@ def check_unchanged(previous: Path, tables: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def fingerprint(folder: EpisodeFolder) -> str:
-    """A digest of the videos in order: name, frames and bytes of each, but not the folder, which may be moved.
+    """A digest of the videos in order: name, frames, size and a sample of each, but not the folder, which may be moved.
 
-    With the seed, names and frames decide which frames a step sees; the bytes tell videos of equal lengths apart.
+    With the seed, names and frames decide which frames a step sees; the rest tells videos of equal lengths apart.
     """
-    lines = (f"{episode.video.name} {episode.frames} {episode.video.stat().st_size}" for episode in folder.episodes)
+    lines = (
+        f"{episode.video.name} {episode.frames} {episode.video.stat().st_size} {sample(episode.video)}"
+        for episode in folder.episodes
+    )
     return f"{len(folder)} videos, {_digest(lines)}"
 
 
 def captions_fingerprint(folder: EpisodeFolder) -> str:
     """A digest of all captions, in order of the videos."""
     return _digest(f"{episode.captions.frames} {episode.captions.texts}" for episode in folder.episodes)
+
+
+def files_fingerprint(files: Iterable[Path]) -> str:
+    """A digest of whole files, such as weights to start from, in order. Raises InputError for one that is missing."""
+    digests = []
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(expected=f"a file at {path}", found=reason(error), fix="name another") from error
+    return _digest(digests) if digests else "none"
 
 
 def _digest(lines: Iterable[str]) -> str:

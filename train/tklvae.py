@@ -22,7 +22,7 @@ from nuwaxl.train.networks.discriminator import PatchDiscriminator, hinge
 from nuwaxl.train.networks.lpips import LPIPS
 from nuwaxl.train.networks.tklvae import TKLVAE
 from nuwaxl.train.recompute import recompute_layers
-from nuwaxl.train.resume import fingerprint
+from nuwaxl.train.resume import files_fingerprint, fingerprint
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
 
@@ -62,7 +62,7 @@ class TKLVAETraining:
 
 
 class TKLVAETask:
-    def __init__(self, tables: Mapping[str, Any], run: RunConfig) -> None:
+    def __init__(self, tables: Mapping[str, Any], run: RunConfig, show_progress: bool) -> None:
         self.config = from_table(TKLVAEConfig, tables.get("tklvae", {}), "[tklvae]")
         self.training = training = from_table(TKLVAETraining, tables.get("training", {}), "[training]")
         unknown = sorted(set(tables) - {"run", "training", "tklvae"})
@@ -80,7 +80,7 @@ class TKLVAETask:
             )
         self.run, self.processes = run, Processes.join(run)
         self.device = self.processes.device
-        self.folder = EpisodeFolder(run.data)
+        self.folder = EpisodeFolder(run.data, show_progress=show_progress and self.processes.leads)
         self._check_videos()
         self.lpips = LPIPS.load(training.lpips).to(self.device) if training.lpips else None
         torch.manual_seed(run.seed)
@@ -126,10 +126,15 @@ class TKLVAETask:
             )
 
     def configuration(self) -> dict[str, dict[str, Any]]:
+        training = self.training
         return {
-            "training": dataclasses.asdict(self.training),
+            "training": dataclasses.asdict(training),
             "tklvae": dataclasses.asdict(self.config),
-            "data": {"videos": fingerprint(self.folder)},
+            "data": {
+                "videos": fingerprint(self.folder),
+                "init": files_fingerprint([Path(training.init)] if training.init else []),
+                "lpips": files_fingerprint(map(Path, training.lpips)),
+            },
         }
 
     def parameters(self) -> list[nn.Parameter]:

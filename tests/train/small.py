@@ -53,7 +53,7 @@ def run_config(data: Path, out: Path, **changes: Any) -> RunConfig:
 
 def tklvae_task(run: RunConfig, **training: Any) -> TKLVAETask:
     training = {"frames": 3, "calibration_batches": 1, **training}
-    return TKLVAETask({"tklvae": TKLVAE_TABLE, "training": training}, run)
+    return TKLVAETask({"tklvae": TKLVAE_TABLE, "training": training}, run, show_progress=False)
 
 
 def write_tklvae(path: Path) -> Path:

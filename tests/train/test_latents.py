@@ -62,7 +62,7 @@ def test_other_weights_have_a_cache_of_their_own(cache: LatentCache, network: TK
 
 
 def test_what_is_cached_is_not_encoded_again(cache: LatentCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(episode: int) -> np.ndarray:
+    def fail(episode: int, *_: object) -> np.ndarray:
         raise AssertionError(f"episode {episode} encoded again")
 
     monkeypatch.setattr(cache, "_encode", fail)
@@ -74,7 +74,9 @@ def copies(cartoons: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cartoons, tmp_path / "videos"))
 
 
-def test_the_key_of_a_video_is_its_name_size_and_time_of_change(copies: Path, network: TKLVAE, tmp_path: Path) -> None:
+def test_the_key_of_a_video_is_its_name_size_time_of_change_and_sample(
+    copies: Path, network: TKLVAE, tmp_path: Path
+) -> None:
     videos = EpisodeFolder(copies)
     cache = LatentCache(tmp_path / "cache", network, videos, LENGTH)
     video = videos.episodes[0].video
@@ -88,10 +90,15 @@ def test_the_key_of_a_video_is_its_name_size_and_time_of_change(copies: Path, ne
         file.write(b"\0")
     os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
     longer = cache.path(0)
+    with video.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other = cache.path(0)
     moved = copies.rename(tmp_path / "moved")
     elsewhere = LatentCache(tmp_path / "cache", network, EpisodeFolder(moved), LENGTH).path(0)
-    assert len({first, later, longer}) == 3
-    assert elsewhere == longer, "those of a moved folder are not encoded again"
+    assert len({first, later, longer, other}) == 4
+    assert elsewhere == other, "those of a moved folder are not encoded again"
 
 
 def test_the_key_of_a_network_is_its_weights_configuration_and_window_length(
@@ -192,7 +199,7 @@ def test_an_interrupted_fill_keeps_what_is_whole_and_takes_nothing_else_for_it(
         cache.fill([0, 1], show_progress=False)
     monkeypatch.setattr(np, "save", save)
     encoded = []
-    monkeypatch.setattr(cache, "_encode", lambda episode: encoded.append(episode) or encode(episode))
+    monkeypatch.setattr(cache, "_encode", lambda episode, *more: encoded.append(episode) or encode(episode, *more))
     cache.fill([0, 1], show_progress=False)
     assert encoded == [1]
     assert cache.read(1, np.arange(96)).shape[0] == 96

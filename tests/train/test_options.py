@@ -361,6 +361,51 @@ def test_mtd_encodes_nothing_again_of_a_moved_folder_and_nothing_at_all_of_other
         mtd_task(run, folder)
 
 
+def test_moved_weights_and_latents_are_gone_on_with_and_other_weights_are_not(
+    cartoons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, folder, moved = (tmp_path / name for name in ("first", "folder", "moved"))
+    for each in (first, folder):
+        each.mkdir()
+        write_tklvae(each / "tklvae.safetensors")
+    run = run_config(cartoons, first / "out", steps=1)
+    init = train(mtd_task(run, first), run, resume=False, show_progress=False)
+    init = init.rename(folder / "init")
+    run = run_config(cartoons, tmp_path / "out", steps=1)
+    train(mtd_task(run, folder, init=str(init)), run, resume=False, show_progress=False)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(TKLVAE, "encode", fail)
+    folder.rename(moved)
+    run = run_config(cartoons, tmp_path / "out", steps=2)
+    train(mtd_task(run, moved, init=str(moved / "init")), run, resume=True, show_progress=False)
+
+    with pytest.raises(InputError, match=r"\[data\] init = 'none', which was '\w+'; change"):
+        mtd_task(run, moved)
+    text = moved / "init" / "text.safetensors"
+    weights = checkpoint.load_weights(text)
+    checkpoint.save_weights({name: tensor + 1.0 for name, tensor in weights.items()}, text)
+    with pytest.raises(InputError, match=r"\[data\] init = '\w+', which was '\w+'; change"):
+        mtd_task(run, moved, init=str(moved / "init"))
+
+
+def test_moved_weights_of_a_tklvae_are_gone_on_with_and_others_are_not(cartoons: Path, tmp_path: Path) -> None:
+    init, moved = tmp_path / "init.safetensors", tmp_path / "moved.safetensors"
+    write_tklvae(init)
+    run = run_config(cartoons, tmp_path / "out", steps=1)
+    train(tklvae_task(run, init=str(init)), run, resume=False, show_progress=False)
+    init.rename(moved)
+    run = run_config(cartoons, tmp_path / "out", steps=2)
+    train(tklvae_task(run, init=str(moved)), run, resume=True, show_progress=False)
+    weights = checkpoint.load_weights(moved)
+    weights["latent_shift"] += 1.0
+    checkpoint.save_weights(weights, moved)
+    with pytest.raises(InputError, match=r"\[data\] init = '\w+', which was '\w+'; change"):
+        train(tklvae_task(run, init=str(moved)), run, resume=True, show_progress=False)
+
+
 def test_other_captions_and_another_tklvae_are_refused_on_resume(cartoons: Path, tmp_path: Path) -> None:
     videos, folder = tmp_path / "videos", tmp_path / "folder"
     shutil.copytree(cartoons, videos)

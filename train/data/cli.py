@@ -27,7 +27,7 @@ Until a file is whole it is named NAME.jsonl.partial; the same command continues
 _LATENTS = """\
 Encode the videos of FOLDER with T-KLVAE once, so that training MTD with CONFIG.toml encodes nothing.
 
-Latents are kept by video (name, size, time of change) and by network (weights, configuration, L).
+Latents are kept by video (name, size, time of change, sample of its bytes) and by network (weights, configuration, L).
 """
 
 
@@ -43,7 +43,7 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     check = commands.add_parser("check", help="say which videos of a folder training can use", description=_CHECK)
     check.add_argument("folder", type=Path, metavar="FOLDER")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file too")
-    check.add_argument("--quick", action="store_true", help="read packets only, without decoding the frames")
+    check.add_argument("--quick", action="store_true", help="read packets only, without decoding all frames")
 
     caption = commands.add_parser("caption", help="caption every n-th frame with a GIT model", description=_CAPTION)
     caption.add_argument("folder", type=Path, metavar="FOLDER")
@@ -128,9 +128,12 @@ def _latents(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.devices import torch_device
 
     paths = cache_latents(
-        arguments.folder, arguments.config, arguments.tklvae, arguments.out,
+        arguments.folder,
+        arguments.config,
+        arguments.tklvae,
+        arguments.out,
         torch_device(arguments.device, "--device"),
-        sys.stderr.isatty(),
-    )  # fmt: skip
+        show_progress=True,
+    )
     size = sum(path.stat().st_size for path in paths)
     say(f"{paths[0].parent}: latents of {len(paths)} videos, {size / 2**20:.1f} MiB")

@@ -13,6 +13,7 @@ from nuwaxl.errors import InputError
 from nuwaxl.train.data.captions import Captions
 from nuwaxl.train.data.index import video_index
 from nuwaxl.train.data.videos import VideoFile, list_videos
+from nuwaxl.train.progress import Progress
 
 OPEN_FILES = 128  # opening a long video costs more than reading a few frames of it, so readers are kept
 
@@ -47,11 +48,16 @@ class TrainingSegment:
 class EpisodeFolder:
     """All videos of a folder, in order of name. Raises InputError, naming the file, if one cannot be used."""
 
-    def __init__(self, folder: str | Path, limit: int = 0) -> None:
+    def __init__(self, folder: str | Path, limit: int = 0, show_progress: bool = False) -> None:
         """Open the folder's videos, or the first `limit` of them if that is not 0."""
         self.folder = Path(folder)
         videos = list_videos(self.folder)
-        self.episodes = [_open_episode(video) for video in (videos[:limit] if limit else videos)]
+        videos = videos[:limit] if limit else videos
+        self.episodes: list[Episode] = []
+        with Progress("opening video", len(videos), show_progress) as progress:
+            for video in videos:
+                self.episodes.append(_open_episode(video))
+                progress.advance()
         self._open: OrderedDict[int, VideoFile] = OrderedDict()
 
     def size(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from nuwaxl.files import keep_file
 from nuwaxl.formats import parse_json
 
 FOLDER = ".nuwaxl"  # beside the files, and so moved with them
+_PIECES, _PIECE_BYTES = 8, 2**17  # read of a file to tell it from others: all of a small one
 
 
 def kept(file: Path, learned_by: list[Any], learn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -20,8 +21,7 @@ def kept(file: Path, learned_by: list[Any], learn: Callable[[], dict[str, Any]])
     `learned_by` the same, else learned now, and kept where that can be written.
     """
     try:
-        with file.open("rb") as opened:
-            identity = file_identity(file, os.fstat(opened.fileno()))
+        identity = file_identity(file)
     except OSError:
         return learn()  # it says what is wrong
     place = file.parent / FOLDER / f"{file.name}.kept"
@@ -29,18 +29,33 @@ def kept(file: Path, learned_by: list[Any], learn: Callable[[], dict[str, Any]])
     table = _load(place, head)
     if table is None:
         table = learn()
-        if file_identity(file, file.stat()) == identity:  # not written to meanwhile
+        if file_identity(file) == identity:  # not written to meanwhile
             content = json.dumps([head, table]).encode()
             keep_file(place, _digest(content) + b"\n" + content)
     return table
 
 
-def file_identity(file: Path, status: os.stat_result) -> list[Any]:
-    """What tells a file from others, and from what it was before it was replaced: name, size, time of change.
+def file_identity(file: Path) -> list[Any]:
+    """What tells a file from others, and from what it was before it was replaced: name, size, time of change, sample.
 
-    Not the folder: a moved one holds the same files.
+    Not the folder, nor what a file system has of it (inode, ctime): a moved or copied one holds the same files.
     """
-    return [file.name, status.st_size, status.st_mtime_ns]
+    status = file.stat()
+    return [file.name, status.st_size, status.st_mtime_ns, sample(file)]
+
+
+def sample(file: Path) -> str:
+    """A digest of pieces of a file from its beginning to its end: of all of it up to 1 MiB.
+
+    To read a long video whole would take as long as what is spared here, and two videos are alike in no piece.
+    """
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        last = max(os.fstat(opened.fileno()).st_size - _PIECE_BYTES, 0)
+        for piece in range(_PIECES):
+            opened.seek(last * piece // (_PIECES - 1))
+            digest.update(opened.read(_PIECE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def _load(place: Path, head: list[Any]) -> dict[str, Any] | None:

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.data.kept import file_identity
 from nuwaxl.train.data.videos import to_network
 from nuwaxl.train.networks.tklvae import TKLVAE
+from nuwaxl.train.progress import Progress
 
 
 class LatentCache:
     """Latents of whole videos as float16 .npy files, one a video, below `folder`/<digest of network and length>/.
 
-    The digest is of weights, configuration and window length L. A file is named by its video's name, size and time of
-    change, so that a video that was replaced is encoded again, and one that was moved is not.
+    The digest is of weights, configuration and window length L. A file is named by its video's name, size, time of
+    change and a sample of its bytes, so that a video that was replaced is encoded again, and one that was moved is not.
     """
 
     def __init__(self, folder: Path, network: TKLVAE, videos: EpisodeFolder, length: int) -> None:
@@ -36,7 +36,7 @@ class LatentCache:
 
     def path(self, episode: int) -> Path:
         video = self.videos.episodes[episode].video
-        key = os.fsencode(" ".join(map(str, file_identity(video, video.stat()))))
+        key = os.fsencode(" ".join(map(str, file_identity(video))))
         return self.folder / f"{video.stem}-{hashlib.sha256(key).hexdigest()[:12]}.npy"
 
     def fill(self, episodes: Sequence[int], show_progress: bool) -> None:
@@ -50,7 +50,7 @@ class LatentCache:
         except OSError as error:
             raise InputError(
                 expected=f"a folder for latents that can be made at {self.folder.parent}",
-                found=error.strerror or str(error),
+                found=reason(error),
                 fix="name another by [training] latents",
             ) from error
         missing = []
@@ -59,17 +59,19 @@ class LatentCache:
                 self._array(episode)
             else:
                 missing.append(episode)
-        for episode in tqdm(missing, desc="latents", disable=None if show_progress else True):
-            # Of this process: another training may fill the same cache.
-            partial = self.path(episode).with_suffix(f".{os.getpid()}.partial.npy")
-            try:
-                np.save(partial, self._encode(episode))
-                partial.replace(self.path(episode))
-            finally:
-                partial.unlink(missing_ok=True)
+        frames = sum(self.videos.episodes[episode].frames for episode in missing)
+        with Progress("encoding frame", frames, show_progress) as progress:
+            for episode in missing:
+                # Of this process: another training may fill the same cache.
+                partial = self.path(episode).with_suffix(f".{os.getpid()}.partial.npy")
+                try:
+                    np.save(partial, self._encode(episode, progress))
+                    partial.replace(self.path(episode))
+                finally:
+                    partial.unlink(missing_ok=True)
 
     @torch.inference_mode()
-    def _encode(self, episode: int) -> np.ndarray:
+    def _encode(self, episode: int, progress: Progress) -> np.ndarray:
         device = next(self.network.parameters()).device
         frames = self.videos.episodes[episode].frames
         latents: list[np.ndarray] = []
@@ -79,6 +81,7 @@ class LatentCache:
             window = window[np.minimum(np.arange(self.length), len(window) - 1)]
             latent = self.network.encode(to_network(window[None], device))[0]
             latents.append(latent[: frames - start].cpu().numpy().astype(np.float16))
+            progress.advance(len(latents[-1]))
         return np.concatenate(latents)
 
     def read(self, episode: int, frames: np.ndarray) -> np.ndarray:
@@ -95,7 +98,7 @@ class LatentCache:
                 array = np.load(path, mmap_mode="r")
                 found = f"{array.dtype} of {array.shape}"
             except (OSError, ValueError, EOFError) as error:
-                array, found = None, str(error)
+                array, found = None, reason(error)
             if array is None or array.shape != shape or array.dtype != np.float16:
                 raise InputError(
                     expected=f"latents of {video.video}, float16 of {shape}, in {path}",

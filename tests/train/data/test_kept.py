@@ -58,6 +58,15 @@ def lengthen(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def replace(path: Path) -> None:
+    """Another file of the same size and time of change."""
+    status, content = path.stat(), path.read_bytes()
+    place = content.index(b"ball") if path.suffix == ".jsonl" else len(content) - 1
+    path.unlink()
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_a_second_start_reads_no_file_whole_and_sees_the_same(folder: Path, learned: list[str]) -> None:
     places = sorted(path.name for path in (folder / kept.FOLDER).iterdir())
     assert places == ["a.jsonl.kept", "a.mp4.kept"]
@@ -79,8 +88,13 @@ def test_what_was_kept_goes_with_a_folder_that_is_moved(folder: Path, learned: l
     assert learned == []
 
 
+def test_what_was_kept_goes_with_a_folder_that_is_copied(folder: Path, learned: list[str]) -> None:
+    EpisodeFolder(shutil.copytree(folder, folder.with_name("copied")))
+    assert learned == []
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.jsonl"])
-@pytest.mark.parametrize("change", [touch, lengthen])
+@pytest.mark.parametrize("change", [touch, lengthen, replace])
 def test_a_changed_file_is_read_again_and_once(
     folder: Path, learned: list[str], name: str, change: Callable[[Path], None]
 ) -> None:
@@ -129,6 +143,21 @@ def test_what_another_release_learned_is_learned_again(
     monkeypatch.setattr(index, "_LEARNED_BY", [*index._LEARNED_BY[:-1], -1])
     EpisodeFolder(folder)
     assert learned == ["a.mp4"]
+
+
+def test_a_sample_is_all_of_a_small_file_and_pieces_of_a_large_one(tmp_path: Path) -> None:
+    small, large, file = 2**20, 2**24, tmp_path / "file"
+    for size, places in ((small, range(0, small, 2**14 - 1)), (large, (0, large * 3 // 7, large - 1))):
+        file.write_bytes(bytes(size))
+        samples = {kept.sample(file)}
+        for place in places:
+            content = bytearray(size)
+            content[place] = 1
+            file.write_bytes(content)
+            samples.add(kept.sample(file))
+        assert len(samples) == 1 + len(places)
+    file.write_bytes(b"")
+    assert kept.sample(file) not in samples
 
 
 def test_a_file_that_is_written_to_while_it_is_read_is_not_kept(folder: Path) -> None:
