@@ -211,9 +211,9 @@ class Engine:
                 self._check_idle()
             return list(self._known_costs(largest, self._check_open))
 
-    def knows_costs(self, max_batch: int | None = None) -> bool:
-        """Whether the costs that a render needs are known already; to measure them may take a minute."""
-        largest = resolve_schedule(max_batch=max_batch).max_batch
+    def knows_costs(self, segments: int, max_batch: int | None = None) -> bool:
+        """Whether a render of so many segments begins at once: else costs are measured, which may take a minute."""
+        largest = largest_batch(resolve_schedule(max_batch=max_batch).max_batch, segments)
         descriptions = [worker.description for worker in self.workers]
         return largest <= self._costs[0] or kept_costs(self.bundle, descriptions, largest) is not None
 

@@ -203,8 +203,9 @@ def _diffusion(diffusion: Diffusion, where: str) -> Diffusion:
 
 def _sampler(sampler: Sampler, where: str) -> Sampler:
     _choice(sampler.name, SAMPLERS, f"sampler.name in {where}")
-    if sampler.steps < 1 or sampler.guidance < 0 or sampler.depth < 1:
-        raise _bad(f"sampler with steps >= 1, guidance >= 0 and depth >= 1 in {where}", f"{sampler}", _REEXPORT)
+    if sampler.steps < 1 or sampler.depth < 1 or not 0 <= sampler.guidance <= MAX_GUIDANCE:
+        wanted = f"sampler with steps >= 1, depth >= 1 and guidance from 0 to {MAX_GUIDANCE:g} in {where}"
+        raise _bad(wanted, f"{sampler}", _REEXPORT)
     return sampler
 
 

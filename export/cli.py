@@ -104,14 +104,16 @@ def _export(arguments: argparse.Namespace) -> None:
     from nuwaxl.export.write import Written, check_output, export_bundle
 
     check_output(arguments.out, arguments.force)
-    model = load_model(arguments.checkpoint)
-    trained = model.config.sampler
-    sampler = Sampler(
-        name=arguments.sampler or trained.name,
-        steps=trained.steps if arguments.steps is None else arguments.steps,
-        guidance=trained.guidance if arguments.guidance is None else arguments.guidance,
-        depth=trained.depth if arguments.depth is None else arguments.depth,
-    )
+    with Stages() as stage:
+        stage(f"reading {arguments.checkpoint}")
+        model = load_model(arguments.checkpoint)
+        trained = model.config.sampler
+        sampler = Sampler(
+            name=arguments.sampler or trained.name,
+            steps=trained.steps if arguments.steps is None else arguments.steps,
+            guidance=trained.guidance if arguments.guidance is None else arguments.guidance,
+            depth=trained.depth if arguments.depth is None else arguments.depth,
+        )
 
         def progress(graph: Written) -> None:
             stage()

@@ -97,7 +97,7 @@ def _read_tokenizer(path: Path, config: ModelConfig) -> bytes:
         size = Tokenizer.from_buffer(content).get_vocab_size()
     except Exception as error:  # tokenizers raises plain Exception for a file it cannot read
         raise InputError(
-            expected=f"a tokenizer at {path}", found=str(error), fix="name a complete model directory"
+            expected=f"a tokenizer at {path}", found=reason(error), fix="name a complete model directory"
         ) from error
     if size > config.text.vocabulary:
         raise InputError(

@@ -260,7 +260,7 @@ class ModelConfig:
             tables = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                expected=f"a model configuration at {path}", found=str(error), fix="name a model directory"
+                expected=f"a model configuration at {path}", found=reason(error), fix="name a model directory"
             ) from error
         return cls.from_tables(tables, str(path))
 

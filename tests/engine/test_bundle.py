@@ -96,6 +96,7 @@ def test_a_version_that_is_none_is_refused(own_bundle: Path, version: object) ->
         ({"sampler": {"name": "ddim", "steps": 5, "depth": 1}}, "guidance"),
         ({"sampler": {"name": "ddim", "steps": 5, "guidance": 1.0}}, "depth"),
         ({"sampler": {"name": "ddim", "steps": 5, "guidance": 1.0, "depth": 0}}, "depth >= 1"),
+        ({"sampler": {"name": "ddim", "steps": 5, "guidance": 1e300, "depth": 1}}, "guidance from 0 to 1000"),
         (
             {
                 "diffusion": {

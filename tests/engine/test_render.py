@@ -128,7 +128,7 @@ def test_a_shorter_render_of_the_same_depth_is_the_beginning_of_a_longer_one(tin
 
 @pytest.mark.parametrize(
     ("trained", "frames", "depth", "expected"),
-    [(1, 4, None, 1), (1, 5, None, 2), (3, 1, None, 3), (3, 28, None, 3), (3, 29, None, 4), (3, 5, 2, 2), (3, 82, 5, 5)],
+    [(1, 4, None, 1), (1, 5, None, 2), (3, 1, None, 3), (3, 28, None, 3), (3, 29, None, 4), (3, 5, 2, 2), (3, 9, 5, 5)],
 )
 def test_the_tree_has_the_depth_of_the_training_unless_asked_or_too_short(
     own_bundle: Path, trained: int, frames: int, depth: int | None, expected: int
