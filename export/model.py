@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import TOKENIZER_FILE, Network
 from nuwaxl.errors import InputError, reason
 from nuwaxl.train.checkpoint import load_into
@@ -70,6 +71,22 @@ def load_model(folder: Path) -> Model:
         load_into(network, folder / f"{name}.safetensors", mapped=True)
         network.eval().requires_grad_(False)
     return Model(config=config, tokenizer=tokenizer, **networks)
+
+
+def load_bundled(bundle: Bundle) -> Model:
+    """The model that a bundle was exported of, where it carries it.
+
+    Raises:
+        InputError: it does not.
+    """
+    missing = [name for name in CHECKPOINT_FILES if name not in bundle.manifest.files]
+    if missing:
+        raise InputError(
+            expected=f"{', '.join(CHECKPOINT_FILES)} in the bundle {bundle.path}",
+            found=f"no {', '.join(missing)}",
+            fix="export it with nuwaxl-export --with-checkpoint",
+        )
+    return load_model(bundle.path)
 
 
 def _check_fit(config: ModelConfig) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from nuwaxl.bench.plain import job_of
 from nuwaxl.engine import Bundle, Engine, Story
 from nuwaxl.engine.bundle_schema import Diffusion, Manifest, Sampler
 from nuwaxl.engine.devices import Worker, available_cores, parse_devices
 from nuwaxl.engine.job import Job
-from nuwaxl.engine.request import Task, resolve
-from nuwaxl.engine.text import PromptTokenizer
+from nuwaxl.engine.request import Task
 from nuwaxl.errors import InputError
 from nuwaxl.export.model import Model
 from nuwaxl.export.torch_runner.device import parse
@@ -114,11 +114,7 @@ def open_engine(work: Workload, devices: str, folder: Path, bundles: Sequence[Pa
 
 def new_job(work: Workload, folder: Path, steps: int | None = None) -> Job:
     """The workload as the engine resolves it, to be rendered by other means; in fewer steps, where they are given."""
-    bundle = _in_memory(work, folder)
-    network = bundle.manifest.network
-    task = Task(story(), frames=work.frames, steps=steps)
-    tokenizer = PromptTokenizer(bundle.tokenizer, network.prompt_tokens)
-    return Job(network, tokenizer, task.story, resolve(bundle.manifest, task))
+    return job_of(_in_memory(work, folder), Task(story(), frames=work.frames, steps=steps))
 
 
 def _check_same(bundle: Bundle, wanted: Bundle) -> None:

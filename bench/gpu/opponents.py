@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nuwaxl.bench.gpu.model import Workload, networks, new_job
-from nuwaxl.bench.gpu.plain import PlainNetworks, batches, render
+from nuwaxl.bench.plain import PlainNetworks, batches, render
 from nuwaxl.engine import Plan
 from nuwaxl.engine.runners.base import Segments
 from nuwaxl.engine.windows import decode_windows

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nuwaxl.bench.gpu import opponents
 from nuwaxl.bench.gpu.model import Workload, networks
-from nuwaxl.bench.gpu.plain import prepare, step
+from nuwaxl.bench.plain import prepare, step
 from nuwaxl.engine.runners.base import Segments
 from nuwaxl.export.torch_runner.device import parse
 from nuwaxl.export.torch_runner.runner import TorchRunner

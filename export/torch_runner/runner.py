@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
 from nuwaxl.engine.runners.slots import bucket
-from nuwaxl.errors import DeviceLost, InputError
-from nuwaxl.export.model import CHECKPOINT_FILES, load_model
+from nuwaxl.errors import DeviceLost
+from nuwaxl.export.model import load_bundled
 from nuwaxl.export.torch_runner.device import TorchDevice
 from nuwaxl.export.torch_runner.graphs import Replayed
 from nuwaxl.export.torch_runner.layers import Upsampling
@@ -117,14 +117,7 @@ class TorchRunner:
         Raises:
             InputError: the bundle has none.
         """
-        missing = [name for name in CHECKPOINT_FILES if name not in bundle.manifest.files]
-        if missing:
-            raise InputError(
-                expected=f"{', '.join(CHECKPOINT_FILES)} in the bundle {bundle.path}",
-                found=f"no {', '.join(missing)}",
-                fix="export it with nuwaxl-export --with-checkpoint",
-            )
-        model = load_model(bundle.path)
+        model = load_bundled(bundle)
         return cls(model.text, model.mtd, model.tklvae, device)
 
     @_on_device

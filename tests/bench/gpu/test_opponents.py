@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from nuwaxl.bench.gpu import model, opponents, parity, piece, plain  # noqa: E402
+from nuwaxl.bench import plain  # noqa: E402
+from nuwaxl.bench.gpu import model, opponents, parity, piece  # noqa: E402
 from nuwaxl.bench.gpu.model import Workload, workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
 from nuwaxl.engine import Plan  # noqa: E402

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from nuwaxl.engine import Plan
+from nuwaxl.engine import Bundle, Plan, Task
 from nuwaxl.engine.job import Clip, Job
+from nuwaxl.engine.request import resolve
 from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.text import PromptTokenizer
 from nuwaxl.export.graphs import update
 from nuwaxl.train.networks.injection import Injection
 from nuwaxl.train.networks.mtd import MTD, Prepared
@@ -130,6 +132,13 @@ class PlainBatch:
         """As they are now, (b, L, c, h, w)."""
         latents: Float32 = _array(self._x[: self._count])
         return latents
+
+
+def job_of(bundle: Bundle, task: Task) -> Job:
+    """The task as the engine resolves it."""
+    network = bundle.manifest.network
+    tokenizer = PromptTokenizer(bundle.tokenizer, network.prompt_tokens)
+    return Job(network, tokenizer, task.story, resolve(bundle.manifest, task))
 
 
 def batches(plan: Plan, most: int) -> list[list[int]]:
