@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 @final
 class Segment:
-    """One diffusion of L frames: global at depth 0 of the tree, local below (PAPER.md 3.3); or a window of a chain."""
+    """One diffusion of L frames: global at depth 0 of the tree, local below (paper, 3.3); or a window of a chain."""
 
     @property
     def depth(self) -> int:

@@ -23,7 +23,7 @@ from nuwaxl.engine.bundle_schema import (
 )
 from nuwaxl.engine.manifest_json import check_graphs, check_plans, manifest_from_json
 from nuwaxl.engine.plans import build_command
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.formats import parse_json
 
 _EXPORT_HINT = "give the directory that nuwaxl-export wrote"
@@ -93,7 +93,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(expected=f"a readable {path}", found=error.strerror or str(error), fix=_EXPORT_HINT) from error
+        raise InputError(expected=f"a readable {path}", found=reason(error), fix=_EXPORT_HINT) from error
     try:
         value = parse_json(content)
     except ValueError as error:
@@ -170,7 +170,7 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(_sha256(path), path.stat().st_size)
     except OSError as error:
         raise InputError(
-            expected=f"a readable file {path}", found=error.strerror or str(error), fix="build the plans again"
+            expected=f"a readable file {path}", found=reason(error), fix="build the plans again"
         ) from error
 
 
@@ -199,7 +199,7 @@ def _verify(path: Path, entry: FileEntry, fix: str) -> None:
     except OSError as error:
         raise InputError(
             expected=f"the bundle's file {path}",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix=fix,
         ) from error
     if size != entry.bytes:

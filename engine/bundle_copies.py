@@ -10,7 +10,7 @@ from typing import Any
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.costs import cache_folder
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 
 
 def kept_bundle(sha256: str) -> Bundle | None:
@@ -44,7 +44,7 @@ def write_bundle(sha256: str, files: Mapping[str, Any], fetch: Callable[[Any], A
     except OSError as error:
         raise InputError(
             expected=f"a folder {folder} that can be written, for the bundle",
-            found=str(error),
+            found=reason(error),
             fix="make room there, or set NUWAXL_CACHE to another folder on every machine",
         ) from error
     bundle = Bundle.open(folder)

@@ -7,7 +7,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 
 
 def whole_number(name: str, value: Any, *, least: int, most: int | None = None, fix: str = "") -> int:
@@ -39,7 +39,7 @@ def finite_number(name: str, value: Any, *, least: float = -math.inf, most: floa
     except OverflowError:  # an int that no float holds
         number = math.inf
     if not math.isfinite(number) or not least <= number <= most:
-        limits = f" from {least:g} to {most:g}" if math.isfinite(most) else ""
+        limits = "" if (least, most) == (-math.inf, math.inf) else f" from {least:g} to {most:g}"
         raise InputError(expected=f"{name}: a finite number{limits}", found=shown(value), fix=fix or f"change {name}")
     return number
 
@@ -74,8 +74,7 @@ def read_text(file: Path, what: str) -> str:
             expected=f"UTF-8 text in {file}", found=f"byte {error.start} that is not", fix="save it as UTF-8"
         ) from error
     except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
-        found = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(expected=f"{what} at {file}", found=found, fix="check the path") from error
+        raise InputError(expected=f"{what} at {file}", found=reason(error), fix="check the path") from error
 
 
 def shown(value: Any) -> str:

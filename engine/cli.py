@@ -19,7 +19,7 @@ from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES, Task
 from nuwaxl.engine.story import Story
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import InputError, RenderError, reason
 from nuwaxl.files import is_file_name, write_file
 
 PROG = "nuwaxl-render"
@@ -178,7 +178,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise InputError(
             expected=f"a folder {out_dir} that can be made",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix="give another --out-dir",
         ) from error
     started = perf_counter()

@@ -15,7 +15,7 @@ from nuwaxl.engine.resumption import check_resumable, made_of
 from nuwaxl.engine.stats import ProgressCallback, frames_made
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
-from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.errors import InputError, NuwaxlError, reason
 from nuwaxl.files import is_file_name, link_target
 from nuwaxl.formats import parse_json
 
@@ -249,7 +249,7 @@ def _checked(engine: Engine, job: JobLine, fresh: bool) -> tuple[Path, Task, Req
     except OSError as error:
         raise InputError(
             expected=f"a folder {job.path.parent} that can be made",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix="give another name",
         ) from error
     path = check_output(job.path)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuwaxl.engine._core import Plan
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.files import link_target
 
 _MAGIC = b"NUWAXLJ1"
@@ -94,7 +94,8 @@ class Journal:
             except OSError as error:
                 self._close()
                 warnings.warn(
-                    f"writing {self.path} failed: {error}; the render goes on, but could not be resumed from here",
+                    f"writing {self.path} failed: {reason(error)}; "
+                    "the render goes on, but could not be resumed from here",
                     stacklevel=2,
                 )
 
@@ -253,7 +254,7 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             expected=f"a journal that can be kept in {path}",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix="give another name, or see to the room and the permissions there",
         ) from error
 

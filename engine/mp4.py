@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuwaxl.engine.unfinished import Unfinished
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import InputError, RenderError, reason
 from nuwaxl.files import check_file, link_target
 
 _CRF = "14"  # visually lossless for small pictures
@@ -114,7 +114,7 @@ class Mp4Writer:
             self._part.close()
 
     def _failed(self, error: Exception) -> RenderError:
-        return RenderError(f"writing {self._path} failed: {error}; check the free space of the disk")
+        return RenderError(f"writing {self._path} failed: {reason(error)}; check the free space of the disk")
 
 
 def comment_of(path: Path) -> str | None:

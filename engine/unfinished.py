@@ -8,7 +8,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 
 
 class Unfinished:
@@ -44,7 +44,7 @@ def _new_file(target: Path) -> tuple[Path, FileIO]:
     except OSError as error:
         raise InputError(
             expected=f"a folder {target.parent} that can be written",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix="give another folder or change its permissions",
         ) from error
     umask = os.umask(0)

@@ -25,7 +25,7 @@ from nuwaxl.engine.bundle_schema import (
     Sampler,
     TensorSpec,
 )
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels
 from nuwaxl.export.model import Model
 from nuwaxl.export.onnx import save, to_onnx
@@ -211,7 +211,7 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise InputError(
-            expected=f"a writable place for {out}", found=error.strerror or str(error), fix="give another OUT_DIR"
+            expected=f"a writable place for {out}", found=reason(error), fix="give another OUT_DIR"
         ) from error
     partial, old = work / "new", work / "old"
     try:

@@ -185,7 +185,7 @@ def pack(model: Path, out: Path) -> int:
         out.mkdir(parents=True)
     except OSError as error:
         raise InputError(
-            expected=f"a folder that can be made at {out}", found=error.strerror or str(error), fix="name another"
+            expected=f"a folder that can be made at {out}", found=reason(error), fix="name another"
         ) from error
     for path in sorted(model.iterdir()):
         if path.suffix == ".safetensors":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.checkpoint import save_weights
 from nuwaxl.train.config import ModelConfig, MTDConfig, TextConfig, TKLVAEConfig
 from nuwaxl.train.diffusers_folder import latent_statistics, read_config
@@ -83,7 +83,7 @@ def whole_directory(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     except OSError as error:
         raise InputError(
-            expected=f"a folder that can be made at {out}", found=error.strerror or str(error), fix="name another"
+            expected=f"a folder that can be made at {out}", found=reason(error), fix="name another"
         ) from error
     try:
         yield partial

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.files import alone_in
 from nuwaxl.train import checkpoint
 from nuwaxl.train.averages import Averages
@@ -127,7 +127,7 @@ def check_output(run: RunConfig, resume: bool) -> Path | None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            expected=f"a writable output folder {out}", found=error.strerror or str(error), fix="name another by --out"
+            expected=f"a writable output folder {out}", found=reason(error), fix="name another by --out"
         ) from error
     with contextlib.suppress(OSError):  # another training may use it already
         for folder in made:  # nothing is left of a training that is refused later

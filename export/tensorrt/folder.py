@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nuwaxl.engine.bundle import read_manifest
 from nuwaxl.engine.plans import PLANS_FOLDER
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.files import alone_in
 
 
@@ -36,7 +36,7 @@ def plans_folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(
                 expected=f"a folder {plans} that can be written",
-                found=error.strerror or str(error),
+                found=reason(error),
                 fix="copy the bundle",
             ) from error
         try:

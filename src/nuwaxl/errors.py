@@ -24,8 +24,8 @@ class InputError(NuwaxlError, ValueError):
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in one line and without the operating system's numbers and quotes."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """What an exception says, in one line and without the numbers and quotes of the operating system or of libav."""
+    said = getattr(error, "strerror", None) or str(error)  # libav's errors need not be of the system's class
     return " ".join(re.sub(r" \(os error \d+\)", "", said).split())
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import InputError, RenderError, reason
 
 
 def is_file_name(value: Any) -> bool:
@@ -53,7 +53,7 @@ def check_file(name: str | os.PathLike[str], suffix: str = "") -> Path:
     except OSError as error:
         raise InputError(
             expected=f"a folder {target.parent} that can be written",
-            found=error.strerror or str(error),
+            found=reason(error),
             fix="give another folder or change its permissions",
         ) from error
     return path
@@ -71,7 +71,7 @@ def write_file(path: Path, content: bytes) -> None:
             part.write_bytes(content)
             part.replace(path)
     except OSError as error:
-        raise RenderError(f"writing {path} failed: {error}; check the free space of the disk") from error
+        raise RenderError(f"writing {path} failed: {reason(error)}; check the free space of the disk") from error
 
 
 def keep_file(path: Path, content: bytes) -> None:

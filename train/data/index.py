@@ -9,7 +9,7 @@ from typing import Any, Self
 import av
 from av.container import InputContainer
 
-from nuwaxl.errors import InputError
+from nuwaxl.errors import InputError, reason
 from nuwaxl.train.data.kept import kept
 from nuwaxl.train.data.libav import matroska_errors
 
@@ -106,7 +106,7 @@ def open_container(video: Path) -> InputContainer:
     try:
         return av.open(str(video))
     except (av.FFmpegError, OSError) as error:
-        raise unusable(video, str(error.strerror or error)) from error
+        raise unusable(video, reason(error)) from error
 
 
 def unusable(video: Path, found: str, fix: str = "check the file, or write it again") -> InputError:
