@@ -24,6 +24,7 @@ SAMPLERS: tuple[SamplerName, ...] = ("dpmpp_2m", "ddim", "ddpm")
 PRECISIONS: tuple[PrecisionName, ...] = ("fp32", "fp16", "bf16")
 # Useful scales are below 30. Devices take them as float32, and latents leave its range long before the scale does.
 MAX_GUIDANCE = 1000.0
+MIN_LENGTH = 3  # of a segment: a local diffusion is given both ends, and draws what is between
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from nuwaxl.engine.bundle_schema import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_GUIDANCE,
+    MIN_LENGTH,
     PRECISIONS,
     PREDICTIONS,
     SAMPLERS,
@@ -174,7 +175,7 @@ def _record(kind: type[_Record], value: object, where: str) -> _Record:
 
 def _network(network: Network, where: str) -> Network:
     for field in fields(network):
-        value, least = getattr(network, field.name), {"length": 3, "decode_overlap": 0}.get(field.name, 1)
+        value, least = getattr(network, field.name), {"length": MIN_LENGTH, "decode_overlap": 0}.get(field.name, 1)
         if value < least:
             raise _bad(f"network.{field.name} of at least {least} in {where}", f"{value}", _REEXPORT)
     if 2 * network.decode_overlap >= network.length:

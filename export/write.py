@@ -18,6 +18,8 @@ import torch
 from nuwaxl.engine.bundle import write_manifest
 from nuwaxl.engine.bundle_schema import (
     MANIFEST_FILE,
+    MAX_GUIDANCE,
+    MIN_LENGTH,
     TOKENIZER_FILE,
     Diffusion,
     Graph,
@@ -92,6 +94,12 @@ def export_bundle(
     check_architectures(kernels_for)
     network = model.network(decode_overlap)
     config = model.config.diffusion
+    if network.length < MIN_LENGTH:
+        raise InputError(
+            expected=f"a model of segments of at least {MIN_LENGTH} frames: a bundle renders trees",
+            found=f"mtd.length = {network.length}",
+            fix="train it further with longer segments",
+        )
     if 2 * decode_overlap >= network.length:
         raise InputError(
             expected=f"a decode overlap below half of the {network.length} frames of a segment",
@@ -101,6 +109,12 @@ def export_bundle(
     if sampler.steps > config.train_steps:
         raise InputError(
             expected=f"at most {config.train_steps} sampler steps", found=str(sampler.steps), fix="give fewer --steps"
+        )
+    if not 0 <= sampler.guidance <= MAX_GUIDANCE:
+        raise InputError(
+            expected=f"a guidance scale from 0 to {MAX_GUIDANCE:g}",
+            found=f"{sampler.guidance:g}",
+            fix="give another --guidance",
         )
     with _whole_or_nothing(out) as folder:
         graphs = {}

@@ -224,7 +224,8 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "sampler", "steps", "depth")
-        require(self.guidance >= 0, "[sampler] guidance", "0 or more", self.guidance)
+        # What a bundle may carry (engine/bundle_schema.py): not found out after the training.
+        require(0 <= self.guidance <= 1000, "[sampler] guidance", "from 0 to 1000", self.guidance)
 
 
 @dataclass(frozen=True)

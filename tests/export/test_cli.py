@@ -96,6 +96,12 @@ def test_an_output_that_cannot_be_made_is_refused(refused, checkpoint: Path, tmp
 def test_options_that_do_not_fit_the_model_are_refused(refused, checkpoint: Path) -> None:
     assert "below half of the 4 frames" in refused(checkpoint, "--decode-overlap", "2")
     assert "at most 100 sampler steps" in refused(checkpoint, "--steps", "101")
+    assert "guidance scale from 0 to 1000; found 1001;" in refused(checkpoint, "--guidance", "1001")
+
+
+def test_a_model_of_segments_that_no_tree_is_made_of_is_refused(refused, own_checkpoint: Path) -> None:
+    edit_config(own_checkpoint, "mtd", length=2)
+    assert "segments of at least 3 frames: a bundle renders trees; found mtd.length = 2" in refused(own_checkpoint)
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--guidance", "nan"], ["--sampler", "euler"], ["--x"]])

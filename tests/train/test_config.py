@@ -50,6 +50,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
         '[diffusion] train_steps to be 2 or more with schedule "zero_terminal_snr"',
     ),
     (SamplerConfig(), {"steps": 0}, "[sampler] steps to be 1 or more"),
+    (SamplerConfig(), {"guidance": 1e300}, "[sampler] guidance to be from 0 to 1000"),
     (MTD_TRAINING, {"prompt_dropout": 1.5}, "[training] prompt_dropout to be from 0 to 1"),
     (MTD_TRAINING, {"prompt_dropout": -0.1}, "[training] prompt_dropout to be from 0 to 1"),
     (MTD_TRAINING, {"episodes": -1}, "[training] episodes to be 0 (all) or more"),
