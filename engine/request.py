@@ -74,7 +74,7 @@ class Request:
     """What to render, apart from the story. See Engine.render for the meaning of each.
 
     Attributes:
-        precision: what the devices compute in; all that they do where they differ.
+        precision: what the devices compute in; where they differ, all of these.
     """
 
     plan: Plan
