@@ -1,14 +1,11 @@
 """Progress bars of the command-line tools."""
 
-import os
-import sys
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
 from nuwaxl.engine.engine import Engine
 from nuwaxl.engine.stats import Phase, Progress
+from nuwaxl.terminal import bar, note, on_terminal
 
 _UNITS = {"diffuse": "step", "decode": "frame"}
 
@@ -18,7 +15,7 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._bars: dict[Phase, Any] = {}
-        self._drawn = sys.stderr is not None and sys.stderr.isatty()
+        self._drawn = on_terminal()
 
     def __enter__(self) -> "ProgressBars":
         return self
@@ -27,33 +24,23 @@ class ProgressBars:
         """Move the bar of a phase."""
         if not self._drawn or progress.phase not in _UNITS:
             return
-        bar = self._bars.get(progress.phase)
-        if bar is None:
-            bar = self._bars[progress.phase] = tqdm(
+        drawn = self._bars.get(progress.phase)
+        if drawn is None:
+            drawn = self._bars[progress.phase] = bar(
                 total=progress.total,
                 desc=progress.phase,
                 unit=_UNITS[progress.phase],
                 position=len(self._bars),
-                **_size(),
             )
-        bar.update(progress.done - bar.n)
+        drawn.update(progress.done - drawn.n)
 
     def before(self, engine: Engine, segments: int, max_batch: int | None) -> None:
         """Say what takes time before the first bar moves in a render of so many segments."""
         if self._drawn and not engine.knows_costs(segments, max_batch):
-            print("measuring what a step takes on these devices, which is kept for the next time", file=sys.stderr)
+            note("measuring what a step takes on these devices, which is kept for the next time")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for bar in self._bars.values():
-            bar.close()
-
-
-def _size() -> dict[str, int]:
-    """A size where the terminal does not know its own, as on a serial line; else tqdm finds out, and follows it."""
-    try:
-        known = min(os.get_terminal_size(sys.stderr.fileno())) > 0
-    except (OSError, ValueError):
-        known = False
-    return {} if known else {"ncols": 80, "nrows": 24}
+        for drawn in self._bars.values():
+            drawn.close()

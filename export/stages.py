@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
+
+from nuwaxl.terminal import bar, note, on_terminal
 
 _FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line of a stage, and between two of it
 _TICK_S = 1.0
@@ -22,7 +23,7 @@ class Stages:
     """
 
     def __init__(self) -> None:
-        self._drawn = sys.stderr.isatty()
+        self._drawn = on_terminal()
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="stages", daemon=True)
@@ -41,7 +42,7 @@ class Stages:
             self._stage, self._began = stage, time.monotonic()
             self._due = self._began + _FIRST_S
             if stage and self._drawn:
-                self._bar = tqdm(desc=stage, bar_format="{desc}  {elapsed}", leave=False)
+                self._bar = bar(desc=stage, bar_format="{desc}  {elapsed}", leave=False)
 
     def _tick(self) -> None:
         while not self._over.wait(_TICK_S):
@@ -52,7 +53,7 @@ class Stages:
                 elif self._stage and now >= self._due:
                     self._due = now + _EVERY_S
                     elapsed = tqdm.format_interval(now - self._began)
-                    print(f"nuwaxl-export: {self._stage}  {elapsed}", file=sys.stderr, flush=True)
+                    note(f"nuwaxl-export: {self._stage}  {elapsed}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -10,12 +9,14 @@ from typing import Self
 
 from tqdm import tqdm
 
+from nuwaxl import terminal
+
 _FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line, and between two: what is soon done needs none
 
 
 def note(text: str) -> None:
     """Print a line about a training that goes on."""
-    print(f"nuwaxl-train: {text}", file=sys.stderr, flush=True)
+    terminal.note(f"nuwaxl-train: {text}")
 
 
 class Progress:
@@ -26,7 +27,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, shown: bool, done: int = 0) -> None:
         self._what, self._total, self._done, self._before = what, total, done, done
-        self._bar = tqdm(desc=what, total=total, initial=done, disable=None if shown and total > done else True)
+        self._bar = terminal.bar(shown and total > done, desc=what, total=total, initial=done)
         self._lines = shown and self._bar.disable  # which it is where stderr is no terminal
         self._began = time.monotonic()
         self._due = self._began + _FIRST_S

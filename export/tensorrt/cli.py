@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from tqdm import tqdm
 
 from nuwaxl.cli import positive_int
 from nuwaxl.engine.bundle import Bundle, read_manifest
@@ -16,6 +13,7 @@ from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.engine.plans import RUNTIMES
 from nuwaxl.export.tensorrt.gate import BundleGate
 from nuwaxl.export.tensorrt.plans import BATCHES, Options, Step, add_plans, dry_run, options
+from nuwaxl.terminal import bar, on_terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +79,7 @@ class _Terminal:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._drawn = sys.stderr.isatty()
+        self._drawn = on_terminal()
 
     def __enter__(self) -> _Terminal:
         return self
@@ -101,7 +99,7 @@ class _Terminal:
         if not self._drawn:
             return
         if self._bar is None:
-            self._bar = tqdm(total=100, desc=step.plan.graph, unit="%", bar_format="{desc}: {bar} {n:.0f} % {elapsed}")
+            self._bar = bar(total=100, desc=step.plan.graph, unit="%", bar_format="{desc}: {bar} {n:.0f} % {elapsed}")
         self._bar.set_description(f"{step.plan.graph}: {step.phase}", refresh=False)
         self._bar.update(100 * step.done - self._bar.n)
 

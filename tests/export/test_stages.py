@@ -63,6 +63,16 @@ def test_on_a_terminal_each_stage_is_a_line_that_goes(monkeypatch: pytest.Monkey
     assert stream.getvalue().split("\r")[-2].strip() == ""
 
 
+def test_nothing_is_said_where_stderr_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Stages() as stage:
+        stage("text: tracing")
+        time.sleep(0.4)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_graph_goes_through_all_stages_in_order(model: Model, tmp_path: Path) -> None:
     said: list[str] = []
     source = next(iter(graph_sources(model)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_nothing_is_said_where_nobody_asked_or_it_is_soon_done(
             now[0] += seconds
             steps.advance()
     assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_said_where_stderr_is_closed(
+    now: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress("step", 10, shown=True) as steps:
+        now[0] += 100.0
+        steps.advance()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_training_says_what_it_trains_before_its_first_step(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from nuwaxl.errors import InputError
 from nuwaxl.formats import parse_json
+from nuwaxl.terminal import bar
 from nuwaxl.train.data.videos import VideoFile, list_videos
 
 Describe = Callable[[Sequence[np.ndarray]], list[str]]
@@ -174,9 +174,7 @@ def _caption(
         numbers = range(0, len(file), every)
         done = len(partial.texts)
         frames = file.iterate(numbers[done:])
-        with tqdm(
-            total=len(numbers), initial=done, desc=video.name, unit="frame", disable=None if show_progress else True
-        ) as bar:
+        with bar(show_progress, total=len(numbers), initial=done, desc=video.name, unit="frame") as progress:
             while batch := list(islice(frames, batch_size)):
                 partial.append(describe(batch))
-                bar.update(len(batch))
+                progress.update(len(batch))

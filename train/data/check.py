@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nuwaxl.errors import InputError
+from nuwaxl.terminal import bar
 from nuwaxl.train.data.captions import read_entries
 from nuwaxl.train.data.videos import VideoFile, list_videos
 
@@ -50,22 +51,22 @@ def check_folder(folder: Path, decode: bool, show_progress: bool) -> list[VideoR
     videos = list_videos(folder)
     reports = []
     total = sum(video.stat().st_size for video in videos)
-    with tqdm(total=total, desc="check", unit="B", unit_scale=True, disable=None if show_progress else True) as bar:
+    with bar(show_progress, total=total, desc="check", unit="B", unit_scale=True) as progress:
         done = 0
         for video in videos:
-            bar.set_postfix_str(video.name, refresh=False)
-            reports.append(_check(video, decode, bar))
+            progress.set_postfix_str(video.name, refresh=False)
+            reports.append(_check(video, decode, progress))
             done += video.stat().st_size
-            bar.update(done - bar.n)
+            progress.update(done - progress.n)
     return reports
 
 
-def _check(video: Path, decode: bool, bar: tqdm) -> VideoReport:
+def _check(video: Path, decode: bool, progress: tqdm) -> VideoReport:
     try:
         with VideoFile(video) as file:
             if decode:
                 share = video.stat().st_size / len(file)
-                file.verify(lambda: bar.update(share))
+                file.verify(lambda: progress.update(share))
             frames = len(file)
             seen = {
                 "frames": frames,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from nuwaxl.cli import positive_int, say, seed
@@ -87,7 +86,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.data.check import check_folder, table, to_json
 
     out = None if arguments.json is None else check_file(arguments.json)  # before the videos are decoded
-    reports = check_folder(arguments.folder, not arguments.quick, sys.stderr.isatty())
+    reports = check_folder(arguments.folder, not arguments.quick, show_progress=True)
     if out is not None:
         write_file(out, to_json(arguments.folder, not arguments.quick, reports).encode())
     say(table(reports))
@@ -114,7 +113,7 @@ def _caption(arguments: argparse.Namespace) -> None:
         every=arguments.every,
         batch_size=arguments.batch_size,
         max_tokens=arguments.max_tokens,
-        show_progress=sys.stderr.isatty(),
+        show_progress=True,
     )
     say(f"{len(outcome.captioned)} videos captioned, {len(outcome.kept)} had captions")
     if outcome.failed:

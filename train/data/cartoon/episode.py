@@ -12,9 +12,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 from nuwaxl.errors import InputError, reason
+from nuwaxl.terminal import bar
 from nuwaxl.train.data.cartoon.brush import SCALE, SIZE
 from nuwaxl.train.data.cartoon.characters import draw_character, pose_at
 from nuwaxl.train.data.cartoon.scenery import SHADOWS, backdrop
@@ -52,13 +52,13 @@ def generate(
             expected=f"a folder at {folder}", found=reason(error), fix="name a folder that can be made"
         ) from error
     write = partial(write_episode, folder, frames=frames, seed=seed)
-    progress = partial(tqdm, total=episodes, desc="episodes", unit="episode", disable=None)
+    progress = partial(bar, total=episodes, desc="episodes", unit="episode")
     if episodes == 1:
-        return list(progress(map(write, range(episodes))))
+        return list(progress(iterable=map(write, range(episodes))))
     # Not forked: the caller may run threads (torch does).
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(PROCESSES, episodes), mp_context=spawn) as pool:
-        return list(progress(pool.map(write, range(episodes))))
+        return list(progress(iterable=pool.map(write, range(episodes))))
 
 
 def _check_absent(folder: Path, episodes: int) -> None:
