@@ -10,7 +10,7 @@ from typing import Any
 import av
 import pytest
 
-from nuwaxl.engine import Engine, Progress, Story
+from nuwaxl.engine import Engine, Story
 from nuwaxl.engine.cli import main
 from nuwaxl.engine.jobs import Outcome, read_jobs, render_jobs
 
@@ -284,14 +284,13 @@ def test_a_second_run_renders_what_the_first_left(jobs: Jobs, tmp_path: Path) ->
 def test_what_a_journal_had_is_told_and_is_not_in_the_frames_per_second(
     jobs: Jobs, tiny_bundle: Path, story_file: Path, tmp_path: Path
 ) -> None:
-    def leave(progress: Progress) -> None:
-        if progress.phase == "diffuse" and progress.done > 10:
-            raise EOFError
-
     (tmp_path / "videos").mkdir()
     journal = tmp_path / "videos" / "a.mp4.journal"
-    with Engine.open(tiny_bundle) as engine, pytest.raises(EOFError):
-        list(engine.render(Story.load(story_file), frames=60, max_batch=1, journal=journal, progress=leave))
+    with Engine.open(tiny_bundle) as engine:
+        clips = iter(engine.render(Story.load(story_file), frames=60, journal=journal))
+        next(clips)  # of several segments; all of them may be finished by now
+        clips.close()
+    os.truncate(journal, journal.stat().st_size - 1)  # the last is not whole
     lines: list[Line] = [
         {"story": "story.toml", "frames": frames, "out": f"{name}.mp4"} for name, frames in (("a", 60), ("b", 20))
     ]
