@@ -1,6 +1,8 @@
 """A tiny checkpoint whose every layer matters, and the one bundle exported from it."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -105,12 +107,17 @@ def model(checkpoint: Path) -> Model:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle that the command writes of the tiny checkpoint."""
-    out = tmp_path_factory.mktemp("exported") / "bundle"
+    """The bundle that the command writes of the tiny checkpoint: once for all processes of a run."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    out = root / "exported" / "bundle"
+    out.parent.mkdir(exist_ok=True)
     arguments = ["--name", "tiny", "--decode-overlap", "1", "--steps", "7", "--guidance", "1.5", "--sampler", "ddim"]
-    arguments += ["--depth", "2"]
-    arguments += ["--with-checkpoint"]
-    assert main([str(checkpoint), str(out), *arguments]) == 0
+    arguments += ["--depth", "2", "--with-checkpoint"]
+    with (root / "exported.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():  # it comes there whole
+            assert main([str(checkpoint), str(out), *arguments]) == 0
     return out
 
 

@@ -200,8 +200,7 @@ def test_a_second_export_in_another_process_writes_the_same_bytes(
 ) -> None:
     out = tmp_path / "again"
     arguments = ["--name", "tiny", "--decode-overlap", "1", "--steps", "7", "--guidance", "1.5", "--sampler", "ddim"]
-    arguments += ["--depth", "2"]
-    arguments += ["--with-checkpoint"]
+    arguments += ["--depth", "2", "--with-checkpoint"]
     copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
     subprocess.run(
         [sys.executable, "-m", "nuwaxl.export.cli", str(copy), str(out), *arguments],
