@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="renders of each (default: 3)")
     parser.add_argument("--batch", type=positive_int, default=2, metavar="N", help="segments of theirs (default: 2)")
     parser.add_argument("--modes", type=_modes, default=list(MODES), metavar="LIST", help=f"of {','.join(MODES)} (all)")
-    parser.set_defaults(devices="cpu:2" if available_cores() > 1 else "cpu")
-    parser.add_argument("--devices", help="ours: cpu, or cpu:N for N workers (default: cpu:2)")
+    devices = "cpu:2" if available_cores() > 1 else "cpu"
+    parser.add_argument("--devices", default=devices, help=f"ours: cpu, or cpu:N for N workers (default: {devices})")
     arguments = parser.parse_args(argv)
     return run(PROG, lambda: _print(arguments))
 

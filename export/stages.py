@@ -9,9 +9,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from nuwaxl.terminal import bar, note, on_terminal
+from nuwaxl.terminal import Due, bar, note, on_terminal
 
-_FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line of a stage, and between two of it
 _TICK_S = 1.0
 
 
@@ -28,7 +27,7 @@ class Stages:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="stages", daemon=True)
         self._bar: Any = None
-        self._stage, self._began, self._due = "", 0.0, 0.0
+        self._stage, self._began, self._due = "", 0.0, Due()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -40,7 +39,7 @@ class Stages:
                 self._bar.close()
                 self._bar = None
             self._stage, self._began = stage, time.monotonic()
-            self._due = self._began + _FIRST_S
+            self._due = Due()
             if stage and self._drawn:
                 self._bar = bar(desc=stage, bar_format="{desc}  {elapsed}", leave=False)
 
@@ -50,8 +49,7 @@ class Stages:
                 now = time.monotonic()
                 if self._bar is not None:
                     self._bar.refresh()
-                elif self._stage and now >= self._due:
-                    self._due = now + _EVERY_S
+                elif self._stage and self._due(now):
                     elapsed = tqdm.format_interval(now - self._began)
                     note(f"nuwaxl-export: {self._stage}  {elapsed}")
 

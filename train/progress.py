@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from nuwaxl import terminal
 
-_FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line, and between two: what is soon done needs none
-
 
 def note(text: str) -> None:
     """Print a line about a training that goes on."""
@@ -30,7 +28,7 @@ class Progress:
         self._bar = terminal.bar(shown and total > done, desc=what, total=total, initial=done)
         self._lines = shown and self._bar.disable  # which it is where stderr is no terminal
         self._began = time.monotonic()
-        self._due = self._began + _FIRST_S
+        self._due = terminal.Due()
 
     def advance(self, parts: int = 1, figures: Mapping[str, float] | None = None) -> None:
         """So many more are done; `figures` are shown beside them."""
@@ -39,8 +37,7 @@ class Progress:
         if figures:
             self._bar.set_postfix({name: f"{value:.4f}" for name, value in figures.items()}, refresh=False)
         now = time.monotonic()
-        if self._lines and now >= self._due:
-            self._due = now + _EVERY_S
+        if self._lines and self._due(now):
             each = (now - self._began) / (self._done - self._before)
             shown = "".join(f"{name} {value:.4g}, " for name, value in (figures or {}).items())
             left = tqdm.format_interval(each * (self._total - self._done))

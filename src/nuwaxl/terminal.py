@@ -2,9 +2,12 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+_FIRST_S, _EVERY_S = 10.0, 60.0  # until the first line, and between two: what is soon done needs none
 
 
 def on_terminal() -> bool:
@@ -21,6 +24,20 @@ def note(text: str) -> None:
     """Print a line."""
     if sys.stderr is not None:  # print() would take stdout instead
         print(text, file=sys.stderr, flush=True)
+
+
+class Due:
+    """When to say in lines how far something is: after 10 s, then once a minute."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic() + _FIRST_S
+
+    def __call__(self, now: float) -> bool:
+        """Whether a line is due at `now`, of time.monotonic(); if so, the next is a minute later."""
+        if now < self._at:
+            return False
+        self._at = now + _EVERY_S
+        return True
 
 
 def _size() -> dict[str, int]:

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from nuwaxl.export import stages, write  # noqa: E402
+from nuwaxl import terminal  # noqa: E402
+from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.cli import main  # noqa: E402
 from nuwaxl.export.onnx import to_onnx  # noqa: E402
 from nuwaxl.export.parity import ParityError  # noqa: E402
@@ -22,7 +23,7 @@ from .conftest import edit_config  # noqa: E402
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run the command; it must exit with the status, print one line on stderr and leave `out` as it was."""
-    monkeypatch.setattr(stages, "_FIRST_S", math.inf)  # a busy machine takes long for a small graph
+    monkeypatch.setattr(terminal, "_FIRST_S", math.inf)  # a busy machine takes long for a small graph
 
     def run(checkpoint: Path, *options: str, out: Path = tmp_path / "out", status: int = 2) -> str:
         before = sorted(out.parent.rglob("*"))

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from nuwaxl import terminal
 from nuwaxl.export import stages, write
 from nuwaxl.export.cli import main
 from nuwaxl.export.model import Model
@@ -27,8 +28,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_FIRST_S", 0.2), ("_EVERY_S", 0.1), ("_TICK_S", 0.02)):
-        monkeypatch.setattr(stages, name, seconds)
+    for module, name, seconds in ((terminal, "_FIRST_S", 0.2), (terminal, "_EVERY_S", 0.1), (stages, "_TICK_S", 0.02)):
+        monkeypatch.setattr(module, name, seconds)
 
 
 def wait_for(said: str, stream: io.StringIO) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nuwaxl import terminal
 from nuwaxl.train import progress
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.loop import train
@@ -81,8 +82,8 @@ def test_a_training_says_what_it_trains_before_its_first_step(
 def test_steps_frames_and_videos_are_counted(
     cartoons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "_FIRST_S", 0.0)
-    monkeypatch.setattr(progress, "_EVERY_S", 0.0)
+    monkeypatch.setattr(terminal, "_FIRST_S", 0.0)
+    monkeypatch.setattr(terminal, "_EVERY_S", 0.0)
     EpisodeFolder(cartoons, show_progress=True)
     said = capsys.readouterr().err
     assert re.findall(r"(\w+ \w+ \d+ of \d+)", said) == ["opening video 1 of 2", "opening video 2 of 2"]
