@@ -20,6 +20,12 @@ def test_bad_json_is_a_value_error(text: str | bytes) -> None:
         parse_json(text)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[{"b": {"a": 1, "a": 2}}]'])
+def test_a_key_twice_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(ValueError, match="the key 'a' twice"):
+        parse_json(text)
+
+
 @pytest.mark.parametrize("text", ["=", "a = 1\na = 2", "a = " + "[" * 20_000, "a = " + "9" * 5000, "a = \0"])
 def test_bad_toml_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):

@@ -9,10 +9,10 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, bytes being UTF-8.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than Python reads.
+        ValueError: it is not JSON, has a key twice in one object, or is nested deeper than Python reads.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("lists or objects nested too deeply") from None
 
@@ -27,3 +27,13 @@ def parse_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("lists or tables nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: Python's would keep the last of equal ones, and say nothing."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} twice")
+        table[key] = value
+    return table
