@@ -20,7 +20,7 @@ from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES, Task
 from nuwaxl.engine.story import Story
 from nuwaxl.errors import InputError, RenderError, reason
-from nuwaxl.files import is_file_name, write_file
+from nuwaxl.files import is_name, write_file
 
 PROG = "nuwaxl-render"
 
@@ -169,7 +169,7 @@ def _render(arguments: argparse.Namespace) -> None:
 
 
 def _render_jobs(arguments: argparse.Namespace) -> None:
-    if not is_file_name(arguments.out_dir):  # "" would be the folder one happens to be in
+    if not is_name(arguments.out_dir):  # "" would be the folder one happens to be in
         raise InputError(expected="a name as --out-dir", found=repr(arguments.out_dir), fix="give another name")
     out_dir = Path(arguments.out_dir)
     jobs = read_jobs(Path(arguments.jobs), out_dir)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from nuwaxl.errors import InputError, reason
+from nuwaxl.files import unwritable
 
 
 class Unfinished:
@@ -17,7 +17,7 @@ class Unfinished:
     It is locked while its writer lives, so that the next one for the same target removes what killed ones left.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: there can be no such file.
     """
 
     def __init__(self, target: Path) -> None:
@@ -42,11 +42,7 @@ def _new_file(target: Path) -> tuple[Path, FileIO]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise InputError(
-            expected=f"a folder {target.parent} that can be written",
-            found=reason(error),
-            fix="give another folder or change its permissions",
-        ) from error
+        raise unwritable(target, error) from error
     umask = os.umask(0)
     os.umask(umask)
     os.fchmod(handle, 0o666 & ~umask)

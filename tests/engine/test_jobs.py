@@ -61,6 +61,8 @@ def test_every_job_becomes_a_video(jobs: Jobs, tmp_path: Path) -> None:
     [
         ("{", "a JSON object"),
         ("[1]", "found list"),
+        ('{"story": "story.toml", "frames": 5, "out": "b.mp4", "frames": 7}', "found the key 'frames' twice"),
+        ({"story": "story.toml", "frames": 5, "out": "b.mp4/"}, "a file name as out"),
         ({"story": "story.toml", "frames": 5}, "a file name as out"),
         ({"frames": 5, "out": "b.mp4"}, "a file name as story"),
         ({"story": "absent.toml", "frames": 5, "out": "b.mp4"}, "absent.toml"),
