@@ -104,7 +104,8 @@ class Engine:
         """A video of the story. Arguments are checked now; the work is done when it is iterated or saved.
 
         The same story, bundle, frames, seed, steps, guidance, sampler, negative prompt and depth give the
-        same video whatever the devices, the policy and max_batch are, to 1 of 255 in a pixel.
+        same video whatever the devices, the policy and max_batch are, to 1 of 255 in a pixel, as long as devices
+        compute in the same precision.
 
         Args:
             frames: how many; None takes the story's.

@@ -35,6 +35,13 @@ _LENGTH = struct.Struct("<I")
 _RECORD = struct.Struct("<QI")
 _MOST_HEADER = 2**24
 
+# No option is called precision, so a refusal says what is.
+_WHAT_DECIDES = (
+    "; the devices decide the precision: torch:DEVICE has the type after its slash, as in torch:cuda:0/bfloat16 (else "
+    "bf16 on a GPU, fp32 on a CPU), cuda:I with --tf32 has tf32, any other the bundle's; what was begun on devices of "
+    "two goes on with both alone"
+)
+
 Identity = Mapping[str, Any]
 
 
@@ -196,7 +203,8 @@ def _checked_header(file: FileIO, path: Path, identity: Identity) -> int:
         raise InputError(
             expected=f"in {path} the journal of this render",
             found=f"that of another: {_difference(found, identity)}",
-            fix="ask for the same as then to go on with it, remove it to give that render up, or give another name",
+            fix="ask for the same as then to go on with it, remove it to give that render up, or give another name"
+            + (_WHAT_DECIDES if found.get("precision") != identity.get("precision") else ""),
         )
     return len(start) + length + _LENGTH.size
 

@@ -107,6 +107,9 @@ def test_that_of_another_render_is_refused_and_stays(tmp_path: Path, change: dic
     for use in (lambda: Journal(path, IDENTITY | change, SHAPE), lambda: check_journal(path, IDENTITY | change)):
         with pytest.raises(InputError, match=f"found that of another: {said}; .*remove it"):
             use()
+    with pytest.raises(InputError) as refused:
+        check_journal(path, IDENTITY | change)
+    assert "precision" not in str(refused.value)  # is not what differs
     assert read(path) == [0]
 
 

@@ -234,8 +234,12 @@ def test_what_devices_compute_in_is_part_of_what_is_rendered(tiny_bundle: Path, 
         engine.workers = (first, replace(second, precision="bf16"))
         with pytest.raises(InputError, match="precision 'bf16' instead of 'bf16 and fp32'"):
             engine.render(STORY, frames=30, journal=path)
-    with Engine.open(tiny_bundle) as engine, pytest.raises(InputError, match="precision 'bf16' instead of 'fp32'"):
-        engine.render(STORY, frames=30, journal=path)
+    with Engine.open(tiny_bundle) as engine:
+        with pytest.raises(InputError, match=r"precision 'bf16' instead of 'fp32'; .*torch:cuda:0/bfloat16") as refused:
+            engine.render(STORY, frames=30, journal=path)
+        assert "devices of two" in str(refused.value)
+        with pytest.raises(InputError, match=r"found that of another: seed 0 instead of 1, precision .*torch:"):
+            engine.render(STORY, frames=30, journal=path, seed=1)
 
 
 def test_of_two_videos_with_one_journal_only_one_is_rendered(tiny_bundle: Path, tmp_path: Path) -> None:
