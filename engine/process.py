@@ -3,7 +3,6 @@ threads in a runtime's C++ must have ended when the interpreter does."""
 
 import atexit
 import os
-import weakref
 from typing import Protocol
 
 from nuwaxl.errors import InputError
@@ -43,12 +42,13 @@ class Threaded(Protocol):
 
 
 # What is stopped when the interpreter exits, if it was not before.
-under_way: weakref.WeakSet[Threaded] = weakref.WeakSet()
+under_way: set[Threaded] = set()
 
 
 @atexit.register
 def _stop_all() -> None:
     """Threads that the exit tears out of C++ would abort the process."""
-    for threaded in list(under_way):
+    while under_way:
+        threaded = under_way.pop()
         threaded.cancel()
         threaded.join()

@@ -1,6 +1,7 @@
 """A render of one or many stories: workers run what the scheduler hands out, the caller's thread takes the clips."""
 
 import threading
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,19 +108,26 @@ class Render:
                     yield self._end(number)
                     self._admit()
         finally:
-            under_way.discard(self)
             if self._process.here:
                 self._scheduler.stop()
-                self.join()
-                self._ledger.close_all()
+                try:
+                    self.join()
+                except KeyboardInterrupt:  # pressed twice; what was promised of the first still holds
+                    self.join()
+                    raise
+                finally:
+                    self._ledger.close_all()
             else:
                 _INHERITED.append(self)
+            under_way.discard(self)
 
     def join(self) -> None:
         """Wait until the workers of a cancelled render have ended."""
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join()
+                while thread in threading.enumerate():  # CPython 3.11 takes it for ended once a join was interrupted
+                    time.sleep(0.01)
 
     def fail(self, number: int, error: RenderError) -> None:
         """Give a job up, whose clips nobody can use: events() goes on with the others. From any thread."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nuwaxl.engine import Clip, Engine, Progress, Story, Task
+from nuwaxl.engine import Clip, Engine, Progress, Story, Task, process
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.device_worker import DeviceWorker
 from nuwaxl.engine.devices import parse_devices
@@ -71,6 +71,23 @@ def test_ctrl_c_while_waiting_stops_and_joins(hooked_engine: Callable[..., Engin
         for _ in engine.render(STORY, frames=1000, steps=50):
             pass
     assert time.perf_counter() - began < 30
+    assert worker_threads() == []
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_second_ctrl_c_waits_for_the_workers_too_and_a_third_does_not(
+    hooked_engine: Callable[..., Engine], more: int
+) -> None:
+    def interrupt() -> None:
+        for _ in range(1 + more):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    engine = hooked_engine("cpu", before_step=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.render(STORY, frames=30))
+    assert len(worker_threads()) == more - 1
+    process._stop_all()  # as at exit: threads that it tears out of C++ abort the process
     assert worker_threads() == []
 
 
