@@ -35,7 +35,8 @@ class Story:
     `scenes` may be given as (at, prompt) pairs.
 
     Raises:
-        InputError: no scene, a prompt that is empty, scenes out of order, or a value out of its range.
+        InputError: no scene, something else than scenes, a prompt that is empty, scenes out of order, or a value out
+            of its range.
     """
 
     scenes: tuple[Scene, ...]
@@ -51,7 +52,14 @@ class Story:
         fps: float | None = None,
         seed: int | None = None,
     ) -> None:
-        checked = tuple(scene if isinstance(scene, Scene) else Scene(*scene) for scene in scenes)
+        try:
+            checked = tuple(scene if isinstance(scene, Scene) else Scene(*scene) for scene in scenes)
+        except TypeError as error:
+            raise InputError(
+                expected="scenes as (at, prompt) pairs",
+                found=shown(scenes),
+                fix='give a list of pairs such as [(0, "Fred walks in the park")]',
+            ) from error
         _check_scenes(checked)
         # Frames in the plain type: others may be numbers of numpy, which JSON has not.
         object.__setattr__(self, "scenes", tuple(Scene(int(scene.at), scene.prompt) for scene in checked))
@@ -69,7 +77,8 @@ class Story:
             InputError: the file cannot be read or does not hold a story; the message names the file.
         """
         file = Path(path)
-        if file.suffix not in (".toml", ".jsonl"):
+        suffix = file.suffix.lower()
+        if suffix not in (".toml", ".jsonl"):
             raise InputError(
                 expected="a story in a .toml or a .jsonl file",
                 found=str(file),
@@ -77,10 +86,10 @@ class Story:
             )
         text = read_text(file, "a readable story")
         if not text.strip():
-            fix = _EXAMPLE if file.suffix == ".toml" else _EXAMPLE_LINE
+            fix = _EXAMPLE if suffix == ".toml" else _EXAMPLE_LINE
             raise InputError(expected=f"a story in {file}", found="an empty file", fix=fix)
         try:
-            return _from_toml(text) if file.suffix == ".toml" else _from_jsonl(text)
+            return _from_toml(text) if suffix == ".toml" else _from_jsonl(text)
         except InputError as error:
             raise InputError(expected=f"in {file}, {error.expected}", found=error.found, fix=error.fix) from error
 

@@ -94,7 +94,7 @@ class Videos:
             on_end: called with a task's number and result as soon as its video is complete or has failed.
 
         Raises:
-            InputError: not one path a task, or one that cannot be written.
+            InputError: not one path a task, one twice, or one that cannot be written.
             RenderError: the engine is rendering already. Failures of single videos are in their results.
             RenderCancelled: cancel() was called.
         """
@@ -105,6 +105,10 @@ class Videos:
                 expected=f"{len(self._tasks)} paths, one a task", found=str(len(paths)), fix="give as many"
             )
         files = [check_output(path) for path in paths]
+        if len({os.path.realpath(file) for file in files}) < len(files):
+            raise InputError(
+                expected="a path of its own for each task", found="one more than once", fix="give another name"
+            )
         writers: dict[int, Mp4Writer] = {}
         unwritable: set[int] = set()
         try:

@@ -4,6 +4,7 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,16 @@ def test_bad_captions_are_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, text, "captions.jsonl")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("scenes", ["a red sky", ["a red sky"], {0: "a red sky"}, [(0, "a", 3)], [3], None])
+def test_what_are_no_scenes_is_refused(scenes: Any) -> None:
+    with pytest.raises(InputError, match=r"pairs; found .*; give a list of pairs such as \[\(0,"):
+        Story(scenes)
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    assert load(tmp_path, SCENE, "STORY.TOML") == load(tmp_path, '{"frame": 0, "text": "a"}', "STORY.JSONL")
 
 
 def test_a_story_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
