@@ -18,7 +18,7 @@ from nuwaxl.engine.bundle_schema import Network
 from nuwaxl.engine.probe import Probe
 from nuwaxl.engine.runners.base import Padded, Runner, goes_on
 from nuwaxl.engine.samples import random_latents
-from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError
+from nuwaxl.errors import DeviceLost, NuwaxlError, RenderCancelled, RenderError, one_line
 from nuwaxl.files import keep_file
 
 # A larger batch is measured only while the last one made a segment cheaper by so much.
@@ -66,8 +66,8 @@ def device_costs(
             given_up.set()  # Ctrl-C, or another device's error: none goes on for long
             if isinstance(error, NuwaxlError) or not isinstance(error, Exception):
                 raise
-            detail = " ".join(str(error).split())
-            raise RenderError(f"measuring the devices' costs failed: {type(error).__name__}: {detail}") from error
+            detail = f"{type(error).__name__}: {one_line(error)}"
+            raise RenderError(f"measuring the devices' costs failed: {detail}") from error
     for description, result in zip(descriptions, measured, strict=True):
         if isinstance(result, CostModel):
             _write(_cache_file(bundle, description), result, max_batch)

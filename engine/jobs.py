@@ -15,7 +15,7 @@ from nuwaxl.engine.resumption import check_resumable, made_of
 from nuwaxl.engine.stats import ProgressCallback, frames_made
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
-from nuwaxl.errors import InputError, NuwaxlError, reason
+from nuwaxl.errors import InputError, one_line, reason
 from nuwaxl.files import is_file_name, link_target
 from nuwaxl.formats import parse_json
 
@@ -40,10 +40,10 @@ class Outcome:
 
     line: int
     out: str | None
-    frames: int | None
-    wall_s: float | None  # None for a video that an earlier run had completed
-    error: str | None
-    there: bool = False  # whether one had
+    frames: int | None = None
+    wall_s: float | None = None  # of a video that this run rendered
+    error: str | None = None
+    there: bool = False  # whether an earlier run had completed it
     segments: int | None = None
     restored: int | None = None  # of the segments those that an earlier run had finished
 
@@ -115,19 +115,6 @@ def render_jobs(
         if on_end is not None:
             on_end(outcome)
 
-    def end(job: JobLine, result: VideoResult | None, error: NuwaxlError | None) -> None:
-        note(
-            Outcome(
-                line=job.number,
-                out=job.out,
-                frames=None if result is None else result.frames,
-                wall_s=None if result is None else round(result.end_s - result.start_s, 6),
-                error=None if error is None else " ".join(str(error).split()),
-                segments=None if result is None else result.segments,
-                restored=None if result is None else result.restored,
-            )
-        )
-
     good: list[tuple[JobLine, Path, Task]] = []
     segments = 0
     bad: dict[int, InputError] = {}
@@ -139,21 +126,23 @@ def render_jobs(
             continue
         if not fresh and comment_of(path) == made_of(engine.bundle.manifest, task.story, request):
             complete_journal(journal_of(path))  # a run that was killed between the two left it
-            note(Outcome(job.number, job.out, request.frames, None, None, there=True))
+            note(Outcome(job.number, job.out, request.frames, there=True))
         else:
             good.append((job, path, task))
             segments += len(request.plan)
     _check_any(bad, jobs)
     for job in jobs:
         if job.number in bad:
-            end(job, None, bad[job.number])
+            note(Outcome(job.number, job.out, error=one_line(bad[job.number])))
     if good:
         if on_begin is not None:
             on_begin(segments)
         videos = engine.render_many(
             [task for _, _, task in good], policy=policy, max_batch=max_batch, progress=progress
         )
-        videos.save([path for _, path, _ in good], lambda number, result: end(good[number][0], result, result.error))
+        videos.save(
+            [path for _, path, _ in good], on_end=lambda number, result: note(_rendered(good[number][0], result))
+        )
     return [outcomes[job.number] for job in jobs]
 
 
@@ -177,6 +166,18 @@ def summary(jobs_file: Path, outcomes: list[Outcome], wall_s: float, bundle_sha2
         "bundle_sha256": bundle_sha256,
         "results": [vars(outcome) for outcome in outcomes],
     }
+
+
+def _rendered(job: JobLine, result: VideoResult) -> Outcome:
+    return Outcome(
+        line=job.number,
+        out=job.out,
+        frames=result.frames,
+        wall_s=round(result.end_s - result.start_s, 6),
+        error=None if result.error is None else one_line(result.error),
+        segments=result.segments,
+        restored=result.restored,
+    )
 
 
 def _job(number: int, text: str, folder: Path, out_dir: Path, outs: set[Path], folders: set[Path]) -> JobLine:

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from nuwaxl.engine._core import Scheduler
 from nuwaxl.engine.batch import Item
 from nuwaxl.engine.job import Clip, Job
-from nuwaxl.errors import RenderCancelled, RenderError
+from nuwaxl.errors import RenderCancelled, RenderError, one_line
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class Ledger:
 
     def blame(self, error: BaseException, where: str, numbers: set[int]) -> RenderError:
         """Fail jobs because of what a worker met; gives the failure that they are told."""
-        detail = " ".join(str(error).split())
-        failure = RenderError(f"the render failed on {where}: {type(error).__name__}: {detail}")
+        failure = RenderError(f"the render failed on {where}: {type(error).__name__}: {one_line(error)}")
         failure.__cause__ = error
         # Whoever keeps the failure must not keep the batch, and its memory on a device, that the frames speak of.
         for each in (error, error.__cause__, error.__context__):

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuwaxl.engine.unfinished import Unfinished
-from nuwaxl.errors import InputError, RenderError, reason
-from nuwaxl.files import check_file, link_target
+from nuwaxl.errors import InputError
+from nuwaxl.files import check_file, link_target, not_written
 
 _CRF = "14"  # visually lossless for small pictures
 
@@ -73,7 +73,7 @@ class Mp4Writer:
         except BaseException as error:
             self._part.close()
             if isinstance(error, (OSError, self._av.FFmpegError)):
-                raise self._failed(error) from error
+                raise not_written(self._path, error) from error
             raise
         return self
 
@@ -84,7 +84,7 @@ class Mp4Writer:
                 frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 self._container.mux(self._stream.encode(frame))
         except (OSError, self._av.FFmpegError) as error:
-            raise self._failed(error) from error
+            raise not_written(self._path, error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -101,7 +101,7 @@ class Mp4Writer:
             self._container.close()
             self._part.give_name(self._path)
         except (OSError, self._av.FFmpegError) as error:
-            raise self._failed(error) from error
+            raise not_written(self._path, error) from error
         finally:
             self._part.close()
 
@@ -112,9 +112,6 @@ class Mp4Writer:
                 self._container.close()
         finally:
             self._part.close()
-
-    def _failed(self, error: Exception) -> RenderError:
-        return RenderError(f"writing {self._path} failed: {reason(error)}; check the free space of the disk")
 
 
 def comment_of(path: Path) -> str | None:

@@ -11,9 +11,9 @@ from typing import IO
 
 import pytest
 
-from nuwaxl import cli, commands
+from nuwaxl import commands
 from nuwaxl.cli import positive_int, run, say, seed
-from nuwaxl.errors import InputError, RenderError
+from nuwaxl.errors import InputError, RenderError, one_line
 
 
 def python(
@@ -232,4 +232,4 @@ def test_a_seed_has_64_bits() -> None:
 def test_say_prints_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     say("written")
     assert capsys.readouterr().out == "written\n"
-    assert cli.one_line("a\n b\tc") == "a b c"
+    assert one_line("a\n b\tc") == "a b c"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.errors import InputError, NuwaxlError, one_line
 
 MOST_DIGITS = 20  # those of 2**64 - 1
 
@@ -90,11 +90,6 @@ def say(text: object) -> None:
     except OSError as error:
         _discard_output()
         raise NuwaxlError(f"writing to standard output failed: {error.strerror}; make room, or name another") from error
-
-
-def one_line(message: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(message).split())
 
 
 def positive_int(text: str) -> int:

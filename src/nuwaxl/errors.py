@@ -23,10 +23,15 @@ class InputError(NuwaxlError, ValueError):
         return partial(type(self), expected=self.expected, found=self.found, fix=self.fix), ()
 
 
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())
+
+
 def reason(error: Exception) -> str:
     """What an exception says, in one line and without the numbers and quotes of the operating system or of libav."""
     said = getattr(error, "strerror", None) or str(error)  # libav's errors need not be of the system's class
-    return " ".join(re.sub(r" \(os error \d+\)", "", said).split())
+    return one_line(re.sub(r" \(os error \d+\)", "", said))
 
 
 class RenderError(NuwaxlError):

@@ -109,7 +109,12 @@ def write_file(path: Path, content: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise RenderError(f"writing {path} failed: {reason(error)}; check the free space of the disk") from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> RenderError:
+    """What is wrong where a file could not be finished."""
+    return RenderError(f"writing {path} failed: {reason(error)}; see to its folder and the room there")
 
 
 def keep_file(path: Path, content: bytes) -> None:
