@@ -8,7 +8,7 @@ from typing import Literal
 
 from nuwaxl.engine.request import Request, Schedule
 
-Phase = Literal["text", "diffuse", "decode", "encode"]
+Phase = Literal["text", "diffuse", "decode"]
 
 
 @dataclass(frozen=True)
