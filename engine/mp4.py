@@ -126,7 +126,7 @@ def comment_of(path: Path) -> str | None:
 
 
 def _load_av() -> ModuleType:
-    """PyAV, imported only where a file is written: clips can be had without it."""
+    """PyAV, imported only where a file is written: it takes long, and clips can be had without it."""
     try:
         return importlib.import_module("av")
     except ImportError as error:

@@ -10,6 +10,7 @@ from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Taken
 from nuwaxl.engine.job import Clip
 from nuwaxl.engine.journal import complete_journal
+from nuwaxl.engine.mp4 import Mp4Writer
 from nuwaxl.engine.request import Request, Schedule
 from nuwaxl.engine.stats import RenderStats
 from nuwaxl.errors import RenderError
@@ -83,9 +84,6 @@ class Video:
             RenderError: the render failed, or the engine is rendering already.
             RenderCancelled: cancel() was called.
         """
-        # PyAV takes long to import, and those who iterate do not need it.
-        from nuwaxl.engine.mp4 import Mp4Writer
-
         encode_s = 0.0
         with Mp4Writer(path, width=self.width, height=self.height, fps=self.fps, comment=self._content) as writer:
             with closing(self._clips(Attempt())) as clips:

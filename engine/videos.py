@@ -4,12 +4,14 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nuwaxl.engine.asynchronous import iterate
 from nuwaxl.engine.cancellation import Attempt, Attempts, Begin
 from nuwaxl.engine.events import Ended, Taken
 from nuwaxl.engine.job import Clip
 from nuwaxl.engine.journal import complete_journal
+from nuwaxl.engine.mp4 import Mp4Writer, check_output
 from nuwaxl.engine.render import Render
 from nuwaxl.engine.request import Request, Task
 from nuwaxl.engine.video import DEFAULT_FPS
@@ -98,8 +100,6 @@ class Videos:
             RenderError: the engine is rendering already. Failures of single videos are in their results.
             RenderCancelled: cancel() was called.
         """
-        from nuwaxl.engine.mp4 import Mp4Writer, check_output
-
         if len(paths) != len(self._tasks):
             raise InputError(
                 expected=f"{len(self._tasks)} paths, one a task", found=str(len(paths)), fix="give as many"
@@ -120,15 +120,7 @@ class Videos:
                             if number in unwritable:  # clips that were there already; FFmpeg crashes on them
                                 continue
                             if number not in writers:
-                                fps = self._tasks[number][0].story.fps or DEFAULT_FPS
-                                writer = Mp4Writer(
-                                    files[number],
-                                    width=self.width,
-                                    height=self.height,
-                                    fps=fps,
-                                    comment=self._contents[number],
-                                )
-                                writers[number] = writer.open()
+                                writers[number] = self._writer(number, files[number]).open()
                             writers[number].write(event.clip.frames)
                         elif event.error is None:
                             writers.pop(number).finish()
@@ -183,6 +175,10 @@ class Videos:
                         request.frames, event.error, event.start_s, event.end_s, len(request.plan), event.restored
                     )
                 yield render, event
+
+    def _writer(self, number: int, file: Path) -> Mp4Writer:
+        fps = self._tasks[number][0].story.fps or DEFAULT_FPS
+        return Mp4Writer(file, width=self.width, height=self.height, fps=fps, comment=self._contents[number])
 
     def _fail(self, number: int, error: RenderError) -> None:
         """A video whose file cannot be written is not complete, though all its clips were."""

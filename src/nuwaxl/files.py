@@ -98,14 +98,11 @@ def write_file(path: Path, content: bytes) -> None:
         RenderError: the file system fails.
     """
     try:
-        if (stream := _stream(path)) is not None:
+        if (stream := _stream(path)) is None:
+            _replace(link_target(path), content)
+        else:
             with open(stream, "wb", closefd=not isinstance(stream, int)) as file:
                 file.write(content)
-            return
-        path = link_target(path)
-        with _unfinished(path) as part:
-            part.write_bytes(content)
-            part.replace(path)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -121,9 +118,7 @@ def keep_file(path: Path, content: bytes) -> None:
     """Write a file that only saves work the next time, complete or not at all; of no effect where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _unfinished(path) as part:
-            part.write_bytes(content)
-            part.replace(path)
+        _replace(path, content)
     except OSError:
         pass
 
@@ -160,6 +155,12 @@ def _stream(path: Path) -> int | Path | None:
             if os.path.samestat(there, os.fstat(descriptor)):
                 return descriptor
     return path if stat.S_ISFIFO(there.st_mode) or stat.S_ISCHR(there.st_mode) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with _unfinished(path) as part:
+        part.write_bytes(content)
+        part.replace(path)
 
 
 @contextmanager
