@@ -237,7 +237,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str], bench: Benc
         (["--trace", "r.html", "--report", "r.html"], "r.html more than once"),
         (["--trace", "own.toml"], "own.toml more than once"),
         (["--json", "."], "found a directory"),
-        (["--json", "/dev/null"], "not a regular file"),
+        (["--json", "o.json/"], "a name for the output file"),
         (["--json", "/proc/o.json"], "folder /proc that can be written"),
         (["--json", "o" * 300], "File name too long"),
         (["--sheet", "o.png", "--json", "o.png"], "o.png more than once"),
