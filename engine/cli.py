@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from nuwaxl.cli import Parser, non_negative_float, positive_int, run, say, seed
 from nuwaxl.engine.bundle_schema import SAMPLERS
@@ -19,8 +18,8 @@ from nuwaxl.engine.mp4 import check_output
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import DEFAULT_MAX_BATCH, POLICIES, Task
 from nuwaxl.engine.story import Story
-from nuwaxl.errors import InputError, RenderError, reason
-from nuwaxl.files import is_name, write_file
+from nuwaxl.errors import InputError, RenderError
+from nuwaxl.files import is_name, make_folder, write_file
 
 PROG = "nuwaxl-render"
 
@@ -133,32 +132,27 @@ def _render(arguments: argparse.Namespace) -> None:
     story = Story.load(arguments.story)
     out = check_output(arguments.out)
     journal = journal_of(out)
-    task: dict[str, Any] = {
-        "frames": arguments.frames,
-        "seed": arguments.seed,
-        "steps": arguments.steps,
-        "guidance": arguments.guidance,
-        "sampler": arguments.sampler,
-        "negative_prompt": arguments.negative_prompt,
-        "depth": arguments.depth,
-    }
+    task = Task(
+        story,
+        frames=arguments.frames,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        sampler=arguments.sampler,
+        negative_prompt=arguments.negative_prompt,
+        depth=arguments.depth,
+        journal=journal,
+    )
     with (
         _kept(journal.exists, journal, arguments.fresh),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
         ProgressBars() as bars,
     ):
-        plan = engine.resolve(Task(story, **task)).plan
+        plan = engine.resolve(task).plan
         if arguments.fresh:  # what cannot be rendered costs no journal
             discard_journal(journal)
         going_on = journal.exists()
-        video = engine.render(
-            story,
-            **task,
-            policy=arguments.policy,
-            max_batch=arguments.max_batch,
-            journal=journal,
-            progress=bars,
-        )
+        video = engine.render(**vars(task), policy=arguments.policy, max_batch=arguments.max_batch, progress=bars)
         if going_on:
             print(f"going on with what is finished in {journal}", file=sys.stderr)
         bars.before(engine, len(plan), arguments.max_batch)
@@ -173,14 +167,7 @@ def _render_jobs(arguments: argparse.Namespace) -> None:
         raise InputError(expected="a name as --out-dir", found=repr(arguments.out_dir), fix="give another name")
     out_dir = Path(arguments.out_dir)
     jobs = read_jobs(Path(arguments.jobs), out_dir)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder {out_dir} that can be made",
-            found=reason(error),
-            fix="give another --out-dir",
-        ) from error
+    make_folder(out_dir, fix="give another --out-dir")
     started = perf_counter()
     with (
         _kept(lambda: any(out_dir.rglob("*.mp4.journal")), out_dir, arguments.fresh),

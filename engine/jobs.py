@@ -15,8 +15,8 @@ from nuwaxl.engine.resumption import check_resumable, made_of
 from nuwaxl.engine.stats import ProgressCallback, frames_made
 from nuwaxl.engine.story import Story
 from nuwaxl.engine.videos import VideoResult
-from nuwaxl.errors import InputError, one_line, reason
-from nuwaxl.files import is_file_name, link_target
+from nuwaxl.errors import InputError, one_line
+from nuwaxl.files import is_file_name, link_target, make_folder
 from nuwaxl.formats import parse_json
 
 SCHEMA = "nuwaxl-jobs/1"
@@ -245,14 +245,7 @@ def _checked(engine: Engine, job: JobLine, fresh: bool) -> tuple[Path, Task, Req
     assert job.path is not None
     assert job.task is not None
     request = engine.resolve(job.task)
-    try:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder {job.path.parent} that can be made",
-            found=reason(error),
-            fix="give another name",
-        ) from error
+    make_folder(job.path.parent, fix="give another name")
     path = check_output(job.path)
     if fresh:
         discard_journal(journal_of(path))

@@ -87,6 +87,18 @@ def unwritable(target: Path, error: OSError) -> InputError:
     )
 
 
+def make_folder(folder: Path, *, fix: str) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        InputError: it cannot be made; with what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(expected=f"a folder {folder} that can be made", found=reason(error), fix=fix) from error
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears under its name only when it is complete; one that exists is replaced.
 
