@@ -117,8 +117,9 @@ class FakeCuda:
     def _allocate(self, name: str, kind: str, size: int) -> tuple[Status, int]:
         if status := self._called(name, size):
             return status, 0
-        storage = (ctypes.c_uint8 * size)(*([0xA5] * size) if size < 4096 else ())
+        storage = (ctypes.c_uint8 * size)()
         address = ctypes.addressof(storage)
+        ctypes.memset(address, 0xFF, size)  # NaN to who reads what nobody wrote
         self._storage[address] = storage
         self.live[address] = kind
         return status, address

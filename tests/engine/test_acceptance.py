@@ -172,3 +172,15 @@ def test_onnx_runtime_itself_is_accepted_on_every_graph_of_a_bundle(tiny_bundle:
             graph, (1, 3), lambda batch, graph=graph: samples(graph, batch), execute, execute, TOLERANCES["fp32"]
         )
         assert accepted.rows < 1e-5
+
+
+def test_identical_rows_that_agree_with_each_other_but_not_with_the_row_alone_are_refused() -> None:
+    def executor(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        outputs = right(inputs)
+        x = inputs["x"]
+        if len(x) == 4 and (x == x[:1]).all():
+            outputs["y"] *= 1.0005
+        return outputs
+
+    with pytest.raises(PlanRefused, match="batch 4, row 0, identical rows against batch 1"):
+        run(executor)

@@ -4,6 +4,7 @@ Its code is the CUDA runner's but for the provider's options: it really runs her
 CUDA device layer, on a fake GPU that does everything as late as a GPU may.
 """
 
+import ctypes
 import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -181,7 +182,8 @@ def test_the_host_runs_two_steps_ahead_and_no_more(bundle: Bundle, cuda: FakeCud
         denoising.step(np.array([9, 5]), np.full((2, 6), 0.3, dtype=np.float32), np.ones(2, dtype=np.float32), None)
         stream = cuda.objects[runner.stream.handle]
         waiting.append(len(stream.queue))
-    assert waiting[4] == waiting[3] == waiting[2]  # the same work is under way, that of two steps
+    a_step = waiting[1] - waiting[0]
+    assert waiting[4] == waiting[3] == waiting[2] == 2 * a_step  # no more is under way, however many there were
 
 
 def test_runs_are_padded_to_buckets_each_with_a_number_of_its_own(bundle: Bundle, cuda: FakeCuda) -> None:
@@ -373,3 +375,33 @@ def test_rows_stay_below_the_bucket_and_only_those_beyond_it_move() -> None:
         assert [memory[row] for row in rows.all] == names
         assert len(set(rows.all)) == len(names)
         assert max(rows.all) < rows.bucket
+
+
+def test_rows_that_are_only_padding_are_zero_also_where_memory_was_not(bundle: Bundle, cuda: FakeCuda) -> None:
+    """They are computed like all others: numbers that are none, or hardly any, would take a device longer."""
+    runner = on_fake(bundle, cuda)
+    for count in (9, 17):  # in memory of its own, and in memory that has taken over another's rows
+        denoising = runner.start(segments(np.random.default_rng(0), 1))
+        denoising.join(segments(np.random.default_rng(1), count - 1))
+        tensors = denoising._tensors.all().values()
+        denoising.latents([0])
+        for tensor in tensors:
+            rows = bucket(count) - count
+            padding = np.ctypeslib.as_array((ctypes.c_uint8 * (rows * tensor.row_bytes)).from_address(tensor.at(count)))
+            assert rows > 0
+            assert not padding.any(), tensor.spec.name
+
+
+def test_a_window_is_decoded_behind_the_steps_under_way_without_waiting_for_them(
+    bundle: Bundle, cuda: FakeCuda
+) -> None:
+    runner, random = on_fake(bundle, cuda), np.random.default_rng(0)
+    latents = random.standard_normal((1, 4, 3, 8, 8)).astype(np.float32)
+    denoising = runner.start(segments(random, 2))
+    expected = runner.decode(latents)  # also makes the memory that clips come through
+    denoising.step(np.array([9, 5]), np.full((2, 6), 0.3, np.float32), np.ones(2, np.float32), None)
+    stream = cuda.objects[runner.stream.handle]
+    under_way = len(stream.queue)
+    clip = runner.begin_decode(latents)
+    assert len(stream.queue) > under_way > 0
+    np.testing.assert_array_equal(clip(), expected)

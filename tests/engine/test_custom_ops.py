@@ -1,6 +1,7 @@
 """Which of a bundle's kernels a GPU is given, and what happens where none fits."""
 
 import logging
+from ctypes.util import find_library
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,8 @@ def test_the_real_library_says_why_it_does_not_load_a_kernel(
     assert library.sm is None
     (message,) = [record.getMessage() for record in caplog.records]
     assert "found that they do not load (expected " in message
+    if find_library("cuda") is None:
+        assert "expected the CUDA driver; found libcuda.so.1: " in message
 
 
 def test_a_bundle_without_kernels_registers_nothing(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
