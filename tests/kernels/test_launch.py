@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from nuwaxl.errors import InputError
+from nuwaxl.kernels import ops, reference
 from nuwaxl.kernels.checks import INT32_MAX
 from nuwaxl.kernels.triton import group_norm, sampler, temporal_conv
 from nuwaxl.kernels.triton.launch import Specialisation, launch
@@ -66,3 +67,45 @@ def test_nothing_to_do_is_no_launch(specialisation: Specialisation, shape: tuple
     silent, grids = recorded(specialisation)
     launch(silent, shape[0], shape[2], (of_shape(*shape), of_shape(16), shape[2], of_shape(*shape)))
     assert grids == []
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def scattered(*shape: int) -> torch.Tensor:
+    """Random values with others between them in memory: of no tensor is it the whole."""
+    return torch.randn(*shape, 2, device=DEVICE)[..., 0]
+
+
+CALLS = {
+    "temporal_attention": (scattered(2, 3, 4, 24), 2),
+    "temporal_conv": (*(scattered(*shape) for shape in ((4, 3, 5, 8), (3, 8, 8), (8,), (2, 3, 5, 8), (2, 3, 5, 8))),),
+    "group_norm_silu": (scattered(2, 3, 5, 8), scattered(8), scattered(8), 2, 0.5, False),
+    "guided_update": (*(scattered(2, 3, 7) for _ in range(5)), scattered(2, 6).double(), scattered(2).double()),
+}
+
+
+def to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of any device, and none to the reference."""
+    monkeypatch.setattr(ops, "on_triton", lambda tensor: True)
+    monkeypatch.setattr(ops, "reference", None)
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_the_operators_take_tensors_of_any_layout_to_triton(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels take dense ones; on a machine without a GPU Triton interprets them."""
+    expected = getattr(reference, operator)(*CALLS[operator])
+    to_triton(monkeypatch)
+    torch.testing.assert_close(getattr(ops, operator)(*CALLS[operator]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_the_operator_goes_by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, heads = CALLS["temporal_attention"]
+    assert isinstance(qkv, torch.Tensor)
+    gradients = []
+    for form in (reference, ops):
+        leaf = qkv.detach().clone().requires_grad_()
+        (form.temporal_attention(leaf, heads) * torch.arange(8.0, device=DEVICE)).sum().backward()
+        gradients.append(leaf.grad)
+        to_triton(monkeypatch)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
