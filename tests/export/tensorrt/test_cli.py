@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nuwaxl.engine.bundle import Bundle, demo_bundle
+from nuwaxl.engine.bundle_schema import Plan
 from nuwaxl.errors import InputError
 from nuwaxl.export import write
 from nuwaxl.export.cli import main
@@ -136,3 +137,24 @@ def test_a_dry_run_builds_nothing(folder: Path, capsys: pytest.CaptureFixture[st
     assert lines[0] == "tensorrt-rtx 11.4.0, SM 89"
     assert len(lines) == 7
     assert contents(folder) == before
+
+
+def test_new_plans_and_refitted_ones_go_through_the_gate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def accepted(bundle: Bundle, plan: Plan, file: Path) -> str:
+        asked.append(plan.graph)
+        return "GPU X"
+
+    def refitted(folder: Path, source: Path, options: Options, **rest: Any) -> None:
+        add_plans(folder, options, make=make, **rest)
+
+    monkeypatch.setattr(cli, "BundleGate", lambda: accepted)
+    monkeypatch.setattr(cli, "add_plans", partial(add_plans, make=make))
+    monkeypatch.setattr(refit, "refit_plans", refitted)
+    for options in (["--batches", "1"], ["--batches", "2", "--refit-from", str(demo_bundle())]):
+        asked.clear()
+        assert main([str(folder), "--target", "tensorrt", *options]) == 0
+        plans = Bundle.open(folder).manifest.plans
+        assert {plan.accepted_on for plan in plans} == {("GPU X",)}
+        assert sorted(asked) == sorted(plan.graph for plan in plans)
