@@ -1,5 +1,6 @@
 """Plans come into a bundle all together or not at all; the builds themselves are stood in for."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,3 +299,15 @@ def test_a_runtime_that_was_never_measured_says_so_until_it_was(folder: Path) ->
     assert "never measured" in dry_run(bundle, options)[-1]
     record("tensorrt", Size(100, 1_000_000), 1, 5.0, 1_000_000_000)
     assert "about" in dry_run(bundle, options)[-1]
+
+
+def test_the_estimate_of_all_is_the_sum_of_the_times_and_the_largest_of_the_memories(folder: Path) -> None:
+    record("tensorrt-rtx", Size(1000, 1_000_000), 1, seconds=10_000.0, peak_bytes=1_000_000_000)
+    found = [
+        re.search(r"about (\d+) s and ([\d.]+) GB of memory", line) for line in dry_run(Bundle.open(folder), OPTIONS)
+    ]
+    *times, all_of_it = (int(each[1]) for each in found if each)
+    *memories, largest = (float(each[2]) for each in found if each)
+    assert len(times) == len(GRAPHS)
+    assert all_of_it == pytest.approx(sum(times), abs=len(times))
+    assert largest == max(memories) > min(memories)

@@ -158,3 +158,30 @@ def test_new_plans_and_refitted_ones_go_through_the_gate(folder: Path, monkeypat
         plans = Bundle.open(folder).manifest.plans
         assert {plan.accepted_on for plan in plans} == {("GPU X",)}
         assert sorted(asked) == sorted(plan.graph for plan in plans)
+
+
+def test_on_a_terminal_a_bar_says_how_far_each_plan_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[Any]] = []
+
+    class Bar:
+        def __init__(self, total: int, **_: object) -> None:
+            self.n, self.total = 0.0, total
+            drawn.append([])
+
+        def set_description(self, text: str, refresh: bool) -> None:
+            self.text = text
+
+        def update(self, more: float) -> None:
+            self.n += more
+            drawn[-1].append((self.text, self.n / self.total))
+
+        def close(self) -> None:
+            drawn[-1].append("closed")
+
+    monkeypatch.setattr(cli, "on_terminal", lambda: True)
+    monkeypatch.setattr(cli, "bar", Bar)
+    monkeypatch.setattr(cli, "add_plans", partial(add_plans, make=make))
+    assert main([str(folder), "--target", "tensorrt", "--batches", "1"]) == 0
+    graphs = [plan.graph for plan in Bundle.open(folder).manifest.plans]
+    compared = "comparing with ONNX Runtime"
+    assert drawn == [[(f"{graph}: half", 0.5), (f"{graph}: {compared}", 1.0), "closed"] for graph in graphs]

@@ -20,6 +20,7 @@ if __import__("importlib.util").util.find_spec("tensorrt_bindings") is None:
     pytest.skip("needs tensorrt-cu13-bindings", allow_module_level=True)
 
 from nuwaxl.errors import NuwaxlError  # noqa: E402
+from nuwaxl.export import functions  # noqa: E402
 from nuwaxl.export.tensorrt.kernels import NODES, Kernels, nodes_of, with_parameters, with_plugins  # noqa: E402
 from nuwaxl.export.tensorrt.plugins import register  # noqa: E402
 from nuwaxl.kernels.aot import Request, requests_to_json  # noqa: E402
@@ -121,7 +122,9 @@ def test_tensorrt_gets_the_shape_the_code_and_the_launch_of_our_kernel(
     assert launch.scalars.nbSymExprs == 1
     assert value(launch.scalars[0]) == PIXELS
 
-    # The order in which TensorRT passes them: inputs, scalars, outputs.
+    # The order in which TensorRT passes them: inputs as the node has them, scalars, outputs.
+    assert [each["name"] for each in entry["arguments"] if each["name"] in arguments] == list(arguments)
+    assert arguments == (*functions._NODES[node].inputs, "pixels", *functions._NODES[node].outputs)
     assert launch.name == entry["entry"]
     parameters = launch.ptx.split(f".entry {launch.name}(", 1)[1].split(")", 1)[0].split(",")
     kinds = ["u32" if name == "pixels" else "u64" for name in arguments]
