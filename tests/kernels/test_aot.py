@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from nuwaxl.errors import InputError
-from nuwaxl.kernels.aot import Request, compile_kernels, requests, requests_to_json
+from nuwaxl.errors import InputError, NuwaxlError
+from nuwaxl.kernels import aot
+from nuwaxl.kernels.aot import ARCHITECTURES, Request, compile_kernels, requests, requests_to_json
 from nuwaxl.kernels.frames import part_of
 
 
@@ -217,3 +219,39 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="found 70"):
         compile_kernels([Request("guided_update", torch.float16)], [70], tmp_path)
+
+
+def test_every_architecture_that_is_offered_is_one_that_triton_compiles_for(tmp_path: Path) -> None:
+    asked = [Request("temporal_attention", torch.float16, length=4, channels=16, heads=1)]
+    every = ",".join(map(str, ARCHITECTURES))
+    assert every == "80,86,89,90,100,120"
+    manifest = run_aot(
+        tmp_path / "out", tmp_path / "cache", "--requests", write_requests(tmp_path, asked), "--sm", every
+    )
+    assert [entry["sm"] for entry in manifest["kernels"]] == list(ARCHITECTURES)
+    for entry in manifest["kernels"]:
+        cubin, ptx = (tmp_path / "out" / entry["files"][kind]["file"] for kind in ("cubin", "ptx"))
+        assert f".target sm_{entry['sm']}" in ptx.read_text()
+        assert cubin.read_bytes().startswith(b"\x7fELF")
+
+
+def test_threads_and_shared_memory_are_those_that_triton_tells(built: tuple[Path, dict]) -> None:
+    out, manifest = built
+    told = []
+    for path in (out.parent / "cache").rglob("*.json"):
+        metadata = json.loads(path.read_text())
+        if "shared" in metadata:  # others list the files of one kernel
+            told.append((metadata["name"], metadata["target"]["arch"], metadata["num_warps"], metadata["shared"]))
+    found = [(each["entry"], each["sm"], each["num_warps"], each["shared_bytes"]) for each in manifest["kernels"]]
+    assert sorted(found) == sorted(told)
+    assert max(shared for *_, shared in found) > 10_000
+
+
+def test_a_kernel_that_wants_scratch_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two last arguments are null pointers wherever it is launched."""
+    metadata = SimpleNamespace(global_scratch_size=64, profile_scratch_size=0)
+    monkeypatch.setattr("triton.compile", lambda *_, **__: SimpleNamespace(metadata=metadata))
+    monkeypatch.setattr("triton.compiler.ASTSource", lambda *_: None)
+    with pytest.raises(NuwaxlError, match=r"guided_update-float16 for sm_90 wants scratch memory .*64"):
+        aot._compile(Request("guided_update", torch.float16), 90, tmp_path)
+    assert not list(tmp_path.iterdir())

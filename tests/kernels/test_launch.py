@@ -81,7 +81,7 @@ CALLS = {
     "temporal_attention": (scattered(2, 3, 4, 24), 2),
     "temporal_conv": (*(scattered(*shape) for shape in ((4, 3, 5, 8), (3, 8, 8), (8,), (2, 3, 5, 8), (2, 3, 5, 8))),),
     "group_norm_silu": (scattered(2, 3, 5, 8), scattered(8), scattered(8), 2, 0.5, False),
-    "guided_update": (*(scattered(2, 3, 7) for _ in range(5)), scattered(2, 6).double(), scattered(2).double()),
+    "guided_update": (*(scattered(2, 3, 7) for _ in range(5)), scattered(2, 6), scattered(2)),
 }
 
 
@@ -105,7 +105,7 @@ def test_the_gradient_of_the_operator_goes_by_triton(monkeypatch: pytest.MonkeyP
     gradients = []
     for form in (reference, ops):
         leaf = qkv.detach().clone().requires_grad_()
-        (form.temporal_attention(leaf, heads) * torch.arange(8.0, device=DEVICE)).sum().backward()
+        form.temporal_attention(leaf, heads).sum().backward()  # from one number, for all of the output
         gradients.append(leaf.grad)
         to_triton(monkeypatch)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
