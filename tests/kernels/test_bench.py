@@ -36,3 +36,29 @@ def test_the_table_has_one_line_a_measurement() -> None:
     assert [line.split() for line in bench.table(report).splitlines()[2:]] == [
         ["attention", "1", "320", "10.0", "25.0", "2.50x", "3000", "75%", "90%", "1.5"]
     ] * 2
+
+
+def test_rates_are_of_the_bytes_and_operations_that_a_kernel_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "seconds", lambda run, flush: 1e-3)
+    b, length, pixels, c = 2, bench.LENGTH, 6, 16
+    report = bench.measure([b], torch.float16, "cpu", {c: pixels})
+    half, most = 2 * b * length * pixels * c, 2**20  # bytes of x; of the largest copy on a CPU, which reads and writes
+    assert report["copy_gb_s"] == pytest.approx(2 * most / 1e-3 / 1e9)
+    attention = 2 * 2 * b * pixels * length**2 * c  # two products, a multiply-add as two
+    expected = {  # bytes, operations
+        "attention": (3 * half + half, attention),  # qkv in, one out
+        "attention backward": (4 * half + 3 * half, 2.5 * attention),  # five products
+        "conv + injection": (3 * half + half + 2 * 3 * c * c, 2 * 3 * b * length * pixels * c * c),
+        "group norm + SiLU": (2 * half, 0),
+        "sampler update": (7 * 4 * b * length * 4 * 32 * 32, 0),  # five in, two out, in float32
+    }
+    assert {row["kernel"] for row in report["rows"]} == expected.keys()
+    for row in report["rows"]:
+        moved, operations = expected[row["kernel"]]
+        assert row["gb_s"] == pytest.approx(moved / 1e-3 / 1e9)
+        assert row["of_copy"] == pytest.approx(row["gb_s"] / report["copy_gb_s"])
+        assert row["of_copy_alike"] == pytest.approx(
+            max(1.0, moved / 2 / most)
+        )  # of two copies in proportion, if larger
+        assert row["tflop_s"] == pytest.approx(operations / 1e-3 / 1e12)
+        assert row["times_faster"] == 1.0
