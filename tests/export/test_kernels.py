@@ -181,6 +181,17 @@ def test_architectures_are_checked_before_any_work() -> None:
         check_architectures([80, 75])
 
 
+def test_of_a_step_only_convolutions_sit_between_transpositions(bundle: Bundle) -> None:
+    """What the kernels read and write is in the layout that the layers around them have."""
+    graph = onnx.load(bundle.file("step")).graph
+    made = {output: node.op_type for node in graph.node for output in node.output}
+    turned = [node for node in graph.node if node.op_type == "Transpose"]
+    for turn in turned:
+        taken = {node.op_type for node in graph.node if turn.output[0] in node.input}
+        assert taken == {"Conv"} or made[turn.input[0]] == "Conv", turn.name
+    assert 0 < len(turned) <= 2 * sum(node.op_type == "Conv" for node in graph.node)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(
     "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
