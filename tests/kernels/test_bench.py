@@ -12,10 +12,11 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected a CUDA device; found none" in capsys.readouterr().err
 
 
-def test_torchs_form_of_attention_is_the_kernels_also_in_chunks() -> None:
+@pytest.mark.parametrize("pixels", [5, 8200])
+def test_torchs_form_of_attention_is_the_kernels_also_in_chunks(pixels: int) -> None:
     from nuwaxl.kernels import reference
 
-    qkv = torch.randn(1, 2, 8200, 3 * 8, generator=torch.Generator().manual_seed(0))
+    qkv = torch.randn(1, 2, pixels, 3 * 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(bench.sdpa(qkv), reference.temporal_attention(qkv, bench.HEADS))
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from nuwaxl.bench import plain  # noqa: E402
 from nuwaxl.bench.gpu import model, opponents, parity, piece  # noqa: E402
+from nuwaxl.bench.gpu.gates import MODES  # noqa: E402
 from nuwaxl.bench.gpu.model import Workload, workload  # noqa: E402
 from nuwaxl.bench.gpu.piece import Piece  # noqa: E402
 from nuwaxl.engine import Plan  # noqa: E402
@@ -148,3 +149,20 @@ def _encoded(work: Workload, folder: Path, networks: Any) -> Any:
     job = model.new_job(work, folder)
     job.encode_text(networks, lambda: None)
     return job
+
+
+@pytest.mark.parametrize(("mode", "compiled"), [("eager", 0), ("reduce-overhead", 2), ("max-autotune", 2)])
+def test_the_opponent_is_compiled_in_the_mode_that_its_gate_names(
+    monkeypatch: pytest.MonkeyPatch, mode: str, compiled: int
+) -> None:
+    asked: list[str] = []
+
+    def compile(function: Any, *, mode: str, **_: Any) -> Any:
+        asked.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    device = torch.device("cpu")
+    plain.PlainNetworks(*model.networks(workload(8, tiny=True).config, device), device, mode)
+    assert asked == [mode] * compiled  # a step, and decoding
+    assert compiled == 0 or mode in MODES

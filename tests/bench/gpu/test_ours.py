@@ -9,13 +9,16 @@ import pytest
 
 pytest.importorskip("torch")
 
-from nuwaxl.bench.gpu import model, ours, parity, profile
+import torch
+
+from nuwaxl.bench.gpu import kernels, model, ours, parity, profile
 from nuwaxl.bench.gpu.gates import gates
 from nuwaxl.bench.gpu.model import Workload, workload
 from nuwaxl.engine.bundle import demo_bundle
 from nuwaxl.engine.devices import Worker
 from nuwaxl.errors import InputError
-from nuwaxl.kernels import ops
+from nuwaxl.export.torch_runner.device import TorchDevice, parse
+from nuwaxl.kernels import bench, ops
 from nuwaxl.train.presets import SD15
 
 
@@ -120,3 +123,31 @@ def test_our_answers_are_as_near_to_float32_as_the_plain_networks(monkeypatch: p
 def test_a_bundle_of_another_network_is_not_rendered_as_sd15(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected Network\(.*found Network\("):
         model.open_engine(Workload(SD15, 64, 1024), "cpu", tmp_path, [demo_bundle()])
+
+
+@pytest.mark.parametrize("pixels", [128, 256])
+def test_the_job_is_the_issues(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workload(pixels, tiny=False)
+    mtd, sampler = work.config.mtd, work.config.sampler
+    assert (work.frames, work.steps, mtd.length, work.pixels) == (1024, 25, 16, pixels)
+    assert (mtd.latent_height, mtd.latent_width) == (pixels // 8, pixels // 8)
+    assert mtd.block_channels == (320, 640, 1280, 1280)
+    assert (sampler.name, sampler.guidance) == ("dpmpp_2m", 7.5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert parse("cuda:0") == TorchDevice(torch.device("cuda:0"), torch.bfloat16, compiled=True)
+
+
+def test_the_kernels_are_measured_at_the_issues_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def measured(*given: Any) -> dict[str, Any]:
+        asked.append(given)
+        return {"rows": [], "lost": False}
+
+    monkeypatch.setattr(bench, "measure", measured)
+    kernels.measure("cuda", tiny=False)
+    ((batches, dtype, device, levels, *_),) = asked
+    assert (batches, dtype, device) == ([1, 8, 64], torch.bfloat16, "cuda")
+    assert levels == {320: 32 * 32, 640: 16 * 16, 1280: 8 * 8}
+    assert bench.LENGTH == 16
