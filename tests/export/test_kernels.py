@@ -192,14 +192,8 @@ def test_of_a_step_only_convolutions_sit_between_transpositions(bundle: Bundle) 
     assert 0 < len(turned) <= 2 * sum(node.op_type == "Conv" for node in graph.node)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
-)
-def test_on_the_gpu_the_kernels_give_what_the_bodies_give_on_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
-    major, minor = torch.cuda.get_device_capability()
-    assert main([str(checkpoint), str(tmp_path / "bundle"), "--sm", str(10 * major + minor)]) == 0
-    bundle = Bundle.open(tmp_path / "bundle")
+def denoised(bundle: Bundle, runner: OnnxRuntimeRunner | CudaRunner) -> np.ndarray:
+    """Latents of some segments after some steps; the runner is closed."""
     network, random = bundle.manifest.network, np.random.default_rng(0)
     latent = (5, network.length, network.latent_channels, network.latent_height, network.latent_width)
     prompts = (network.prompt_tokens, network.prompt_dim)
@@ -214,16 +208,28 @@ def test_on_the_gpu_the_kernels_give_what_the_bodies_give_on_the_cpu(checkpoint:
         normal(*latent),
         normal(*latent)[:, :, :1],
     )
-    row = np.full((5, 6), 0.3, dtype=np.float32)
-    results = []
-    for runner in (
-        OnnxRuntimeRunner(bundle, Worker("cpu#0", 4, alone=True)),
-        CudaRunner(bundle, Worker("cuda:0", 1, alone=True, kind="cuda")),
-    ):
-        denoising = runner.start(batch)
-        for timestep in (90, 50, 20, 5):  # the first run is captured, the others replay it
-            denoising.step(np.full(5, timestep), row, np.full(5, 2.0, dtype=np.float32), None)
-        results.append(denoising.latents(range(5)))
-        del denoising
-        runner.close()
-    assert np.abs(results[1] - results[0]).max() <= 1e-3 * np.abs(results[0]).max()
+    denoising = runner.start(batch)
+    for timestep in (90, 50, 20, 5):  # the first run is captured, the others replay it
+        row = np.full((5, 6), 0.3, dtype=np.float32)
+        denoising.step(np.full(5, timestep), row, np.full(5, 2.0, dtype=np.float32), None)
+    latents = denoising.latents(range(5))
+    del denoising
+    runner.close()
+    return latents
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
+)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2), ("bf16", 1e-1)])
+def test_on_the_gpu_the_kernels_give_what_the_bodies_give_on_the_cpu_in_float32(
+    bundle: Bundle, checkpoint: Path, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    options = ["--precision", precision, "--sm", str(10 * major + minor)]
+    assert main([str(checkpoint), str(tmp_path / "bundle"), *options]) == 0
+    on_gpu = Bundle.open(tmp_path / "bundle")
+    expected = denoised(bundle, OnnxRuntimeRunner(bundle, Worker("cpu#0", 4, alone=True)))
+    found = denoised(on_gpu, CudaRunner(on_gpu, Worker("cuda:0", 1, alone=True, kind="cuda")))
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
