@@ -51,9 +51,10 @@ class KernelLibrary:
             return
         library = _library()
         fitting = [kernel for kernel in kernels if kernel["sm"] == self.sm]
-        for kernel in fitting:
-            _add(library, bundle.path, kernel, index)
-        refusals = (library.nuwaxl_load_kernel(kernel["name"].encode()) for kernel in fitting)
+        refusals = (
+            _add(library, bundle.path, kernel, index) or library.nuwaxl_load_kernel(kernel["name"].encode())
+            for kernel in fitting
+        )
         refusal = next((each for each in refusals if each is not None), None)
         if refusal is not None:
             self.sm = None
@@ -88,7 +89,7 @@ def library_path() -> Path:
 
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path()))
-    library.nuwaxl_load_kernel.restype = ctypes.c_char_p
+    library.nuwaxl_add_kernel.restype = library.nuwaxl_load_kernel.restype = ctypes.c_char_p
     return library
 
 
@@ -117,10 +118,11 @@ def _kernels(path: Path) -> list[dict[str, Any]]:
     return kernels
 
 
-def _add(library: ctypes.CDLL, folder: Path, kernel: dict[str, Any], index: int) -> None:
+def _add(library: ctypes.CDLL, folder: Path, kernel: dict[str, Any], index: int) -> bytes | None:
+    """Make a kernel known to the library; what was wrong, if anything."""
     image = (folder / kernel["files"]["cubin"]["file"]).read_bytes()
     grid = kernel["grid"]
-    library.nuwaxl_add_kernel(
+    refusal: bytes | None = library.nuwaxl_add_kernel(
         ctypes.c_int(index),
         ctypes.c_char_p(kernel["name"].encode()),
         ctypes.c_char_p(kernel["entry"].encode()),
@@ -133,3 +135,4 @@ def _add(library: ctypes.CDLL, folder: Path, kernel: dict[str, Any], index: int)
         ctypes.c_uint(kernel["shared_bytes"]),
         ctypes.c_uint(kernel["hidden_null_pointers"]),
     )
+    return refusal

@@ -5,10 +5,14 @@
 // function body, whether its kernel is there or not. So the runner (engine/runners/custom_ops.py) adds and loads a
 // bundle's kernels first, and registers the library only where the device has them all.
 #include <array>
+#include <cstdio>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "calls.h"
@@ -23,6 +27,37 @@ namespace nuwaxl {
 namespace {
 
 constexpr const char* kDomain = "nuwaxl";
+
+// Every function that C calls runs its body in here: nothing may be thrown into C. Null, or what was thrown, until the
+// thread's next call. Allocates nothing, since there may be no memory.
+template <typename Body>
+const char* caught(const Body& body) noexcept {
+    thread_local std::array<char, 1024> wrong;
+    try {
+        body();
+        return nullptr;
+    } catch (const std::bad_alloc&) {
+        return "expected memory of the host; found none left; free some, or use a smaller --max-batch";
+    } catch (const std::exception& error) {
+        std::snprintf(wrong.data(), wrong.size(), "%s", error.what());
+        return wrong.data();
+    } catch (...) {
+        return "expected an exception of the standard library; found another; report it";
+    }
+}
+
+// The status that the body returns, null for success; or one of what it threw, for the node `of`.
+template <typename Body>
+ort::Status* status_of(const ort::Api& api, const char* of, const Body& body) noexcept {
+    ort::Status* status = nullptr;
+    if (const char* wrong = caught([&] { status = body(); })) {
+        std::array<char, 1280> text;
+        std::snprintf(text.data(), text.size(), "%s::%s: %s", kDomain, of, wrong);
+        const char* message = text.data();
+        status = api.call<ort::Status*>(ort::kCreateStatus, static_cast<int>(ort::kFail), message);
+    }
+    return status;
+}
 
 struct Node {
     Op op;
@@ -111,15 +146,13 @@ struct Instance {
         if (auto* bad = api.call<ort::Status*>(ort::kKernelContextGetInput, context, index, &value)) return bad;
         ort::TensorInfo* info = nullptr;
         if (auto* bad = api.call<ort::Status*>(ort::kGetTensorTypeAndShape, value, &info)) return bad;
+        auto release = [this](ort::TensorInfo* held) { api.call<void>(ort::kReleaseTensorTypeAndShapeInfo, held); };
+        const std::unique_ptr<ort::TensorInfo, decltype(release)> held(info, release);
+        const ort::TensorInfo* of = info;
         std::size_t rank = 0;
-        auto* bad = api.call<ort::Status*>(ort::kGetDimensionsCount, static_cast<const ort::TensorInfo*>(info), &rank);
+        if (auto* bad = api.call<ort::Status*>(ort::kGetDimensionsCount, of, &rank)) return bad;
         tensor.shape.resize(rank);
-        if (bad == nullptr) {
-            bad = api.call<ort::Status*>(ort::kGetDimensions, static_cast<const ort::TensorInfo*>(info),
-                                         tensor.shape.data(), rank);
-        }
-        api.call<void>(ort::kReleaseTensorTypeAndShapeInfo, info);
-        if (bad != nullptr) return bad;
+        if (auto* bad = api.call<ort::Status*>(ort::kGetDimensions, of, tensor.shape.data(), rank)) return bad;
         return data(const_cast<ort::Value*>(value), const_cast<void**>(&tensor.data));
     }
 
@@ -127,15 +160,28 @@ struct Instance {
         return api.call<ort::Status*>(ort::kGetTensorMutableData, value, pointer);
     }
 
-    // On the session's threads. The functions of cpu.cpp throw nothing but what allocating their rows throws.
+    // On the session's threads. Throws one of what `function` threw there.
     ort::Status* parallel(ort::KernelContext* context, std::size_t count,
                           const std::function<void(std::size_t)>& function) const {
+        struct Calls {
+            const std::function<void(std::size_t)>& function;
+            std::mutex mutex;
+            std::exception_ptr thrown;
+        } calls{function, {}, {}};
         void (*call)(void*, std::size_t) = [](void* of, std::size_t i) {
-            (*static_cast<const std::function<void(std::size_t)>*>(of))(i);
+            auto& all = *static_cast<Calls*>(of);
+            try {
+                all.function(i);
+            } catch (...) {
+                const std::lock_guard lock(all.mutex);
+                all.thrown = std::current_exception();
+            }
         };
-        return api.call<ort::Status*>(ort::kKernelContextParallelFor, static_cast<const ort::KernelContext*>(context),
-                                      call, count, std::size_t{0},
-                                      const_cast<void*>(static_cast<const void*>(&function)));
+        auto* bad = api.call<ort::Status*>(ort::kKernelContextParallelFor,
+                                           static_cast<const ort::KernelContext*>(context), call, count,
+                                           std::size_t{0}, static_cast<void*>(&calls));
+        if (calls.thrown) std::rethrow_exception(calls.thrown);
+        return bad;
     }
 
     ort::Status* run(ort::KernelContext* context) const {
@@ -174,54 +220,46 @@ struct Instance {
         kernels().launch(call, inputs, outputs, stream, scratch);
         return nullptr;
     }
-
-    ort::Status* failure(const std::string& message) const {
-        const std::string text = "nuwaxl::" + std::string(op->node.name) + ": " + message;
-        return api.call<ort::Status*>(ort::kCreateStatus, static_cast<int>(ort::kFail), text.c_str());
-    }
 };
 
 ort::Status* TypedOp::create(const CustomOp* self, void* const* table, const ort::KernelInfo* info, void** kernel) {
-    auto* instance = new Instance{&as(self), ort::Api{table}, {}, {}};
-    const auto& api = instance->api;
-    ort::Status* bad = nullptr;
-    if (as(self).node.heads) {
-        bad = api.call<ort::Status*>(ort::kKernelInfoGetAttributeInt64, info, "heads", &instance->attributes.heads);
-    }
-    if (as(self).node.groups) {
-        bad = api.call<ort::Status*>(ort::kKernelInfoGetAttributeInt64, info, "groups", &instance->attributes.groups);
-        if (bad == nullptr) {
-            bad = api.call<ort::Status*>(ort::kKernelInfoGetAttributeFloat, info, "eps", &instance->attributes.eps);
+    const ort::Api api{table};
+    const Node& node = as(self).node;
+    return status_of(api, node.name, [&]() -> ort::Status* {
+        auto instance = std::make_unique<Instance>(&as(self), api);
+        const auto read = [&](ort::Slot slot, const char* name, auto* value) {
+            return api.call<ort::Status*>(slot, info, name, value);
+        };
+        Attributes& of = instance->attributes;
+        if (node.heads) {
+            if (auto* bad = read(ort::kKernelInfoGetAttributeInt64, "heads", &of.heads)) return bad;
         }
-    }
-    if (bad != nullptr) {
-        delete instance;
-        return bad;
-    }
-    *kernel = instance;
-    return nullptr;
+        if (node.groups) {
+            if (auto* bad = read(ort::kKernelInfoGetAttributeInt64, "groups", &of.groups)) return bad;
+            if (auto* bad = read(ort::kKernelInfoGetAttributeFloat, "eps", &of.eps)) return bad;
+        }
+        *kernel = instance.release();
+        return nullptr;
+    });
 }
 
 ort::Status* TypedOp::compute(void* kernel, ort::KernelContext* context) {
     const auto& instance = *static_cast<const Instance*>(kernel);
-    try {
-        return instance.run(context);
-    } catch (const std::exception& error) {
-        return instance.failure(error.what());
-    }
+    return status_of(instance.api, instance.op->node.name, [&] { return instance.run(context); });
 }
 
 void TypedOp::destroy(void* kernel) { delete static_cast<Instance*>(kernel); }
 
 const std::vector<TypedOp>& typed_ops() {
+    // Never destroyed, as the kernels.
     static const auto* all = [] {
-        auto* made = new std::vector<TypedOp>;
+        std::vector<TypedOp> made;
         for (const Node& node : kNodes) {
             for (const Element& element : kElements) {
-                for (const bool gpu : {true, false}) made->emplace_back(node, element, gpu);
+                for (const bool gpu : {true, false}) made.emplace_back(node, element, gpu);
             }
         }
-        return made;
+        return new std::vector<TypedOp>(std::move(made));
     }();
     return *all;
 }
@@ -234,38 +272,38 @@ const std::vector<TypedOp>& typed_ops() {
 NUWAXL_EXPORT nuwaxl::ort::Status* RegisterCustomOps(nuwaxl::ort::SessionOptions* options,
                                                      const nuwaxl::ort::ApiBase* base) {
     namespace ort = nuwaxl::ort;
-    // Never released: sessions made of the options use it.
-    static ort::Domain* domain = nullptr;
-    static std::mutex mutex;  // runners may be opened side by side
-    const std::lock_guard lock(mutex);
     const ort::Api api{base->get_api(ort::kApiVersion)};
-    if (domain == nullptr) {
-        ort::Domain* made = nullptr;
-        if (auto* bad = api.call<ort::Status*>(ort::kCreateCustomOpDomain, nuwaxl::kDomain, &made)) return bad;
-        for (const auto& op : nuwaxl::typed_ops()) {
-            const ort::CustomOp* known = &op;
-            if (auto* bad = api.call<ort::Status*>(ort::kCustomOpDomainAdd, made, known)) return bad;
+    return nuwaxl::status_of(api, "RegisterCustomOps", [&]() -> ort::Status* {
+        // Never released: sessions made of the options use it.
+        static ort::Domain* domain = nullptr;
+        static std::mutex mutex;  // runners may be opened side by side
+        const std::lock_guard lock(mutex);
+        if (domain == nullptr) {
+            const auto& ops = nuwaxl::typed_ops();
+            ort::Domain* made = nullptr;
+            if (auto* bad = api.call<ort::Status*>(ort::kCreateCustomOpDomain, nuwaxl::kDomain, &made)) return bad;
+            for (const auto& op : ops) {
+                const ort::CustomOp* known = &op;
+                if (auto* bad = api.call<ort::Status*>(ort::kCustomOpDomainAdd, made, known)) return bad;
+            }
+            domain = made;
         }
-        domain = made;
-    }
-    return api.call<ort::Status*>(ort::kAddCustomOpDomain, options, domain);
+        return api.call<ort::Status*>(ort::kAddCustomOpDomain, options, domain);
+    });
 }
 
 // Load a kernel on the device of the current context; for ctypes. Null, or what was wrong, until the thread's next call.
 NUWAXL_EXPORT const char* nuwaxl_load_kernel(const char* name) {
-    thread_local std::string wrong;
-    try {
-        nuwaxl::kernels().load(name);
-        return nullptr;
-    } catch (const std::exception& error) {
-        wrong = error.what();
-        return wrong.c_str();
-    }
+    return nuwaxl::caught([&] { nuwaxl::kernels().load(name); });
 }
 
-// Make a compiled kernel known; for ctypes. The image is copied. Of no effect a second time.
-NUWAXL_EXPORT void nuwaxl_add_kernel(int device, const char* name, const char* entry, const char* image,
-                                     std::size_t bytes, std::int64_t fixed, std::int64_t per_item, std::int64_t block,
-                                     unsigned warps, unsigned shared_bytes, unsigned hidden) {
-    nuwaxl::kernels().add(device, name, {entry, {image, image + bytes}, {fixed, per_item, block}, warps, shared_bytes, hidden});
+// Make a compiled kernel known; for ctypes. The image is copied. Of no effect a second time. Returns as above.
+NUWAXL_EXPORT const char* nuwaxl_add_kernel(int device, const char* name, const char* entry, const char* image,
+                                            std::size_t bytes, std::int64_t fixed, std::int64_t per_item,
+                                            std::int64_t block, unsigned warps, unsigned shared_bytes,
+                                            unsigned hidden) {
+    return nuwaxl::caught([&] {
+        nuwaxl::kernels().add(device, name,
+                              {entry, {image, image + bytes}, {fixed, per_item, block}, warps, shared_bytes, hidden});
+    });
 }
