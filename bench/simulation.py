@@ -1,9 +1,5 @@
 """Renders on the virtual clock: the scheduler that runs them, on devices that nobody needs to have."""
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nuwaxl.bench.costs import DiffusionCosts
@@ -49,30 +45,12 @@ def _makespan_s(render: VirtualRender, plan: Plan, costs: DiffusionCosts, device
     windows = None
     if costs.decode_s > 0:
         windows = [[window.needs for window in decode_windows(plan.frames, plan.length, render.decode_overlap)]]
-    with _ended_by_signals():
-        return simulate(
-            [plan],
-            policy=render.policy,
-            devices=[costs.model(render.steps)] * devices,
-            max_batch=min(render.max_batch, costs.batch_sizes[-1]),  # what larger ones take is not known
-            steps=render.steps,
-            decode_windows=windows,
-            decode_ahead=2 * devices,
-        ).makespan_s
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process at once meanwhile. With thousands of devices this is minutes in C++, in which
-    Python heeds no signal; and a simulation leaves nothing behind."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heeded = [number for number, handler in before.items() if callable(handler)]
-    for number in heeded:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number in heeded:
-            signal.signal(number, before[number])
+    return simulate(
+        [plan],
+        policy=render.policy,
+        devices=[costs.model(render.steps)] * devices,
+        max_batch=min(render.max_batch, costs.batch_sizes[-1]),  # what larger ones take is not known
+        steps=render.steps,
+        decode_windows=windows,
+        decode_ahead=2 * devices,
+    ).makespan_s

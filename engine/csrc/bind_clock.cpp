@@ -46,6 +46,10 @@ void bind_clock(nb::module_& module) {
             if (decode_windows) {
                 for (const Pairs& ranges : *decode_windows) settings.windows.push_back(windows_from(ranges));
             }
+            settings.check = [] {
+                const nb::gil_scoped_acquire held;
+                if (PyErr_CheckSignals() != 0) throw nb::python_error();
+            };
             nb::gil_scoped_release released;
             return simulate(plans, settings);
         },

@@ -18,6 +18,9 @@ namespace {
 // Moments closer than this part of the time since the start are one: rounding must not make an order.
 constexpr double kSameMoment = 1e-9;
 
+// Devices looked at between two calls of the settings' check: some hundredths of a second.
+constexpr std::size_t kBetweenChecks = std::size_t{1} << 17;
+
 // The worker of a device, as the engine has one in a thread.
 struct Worker {
     struct Running {
@@ -125,7 +128,16 @@ private:
         }
     }
 
+    // Before every question to the scheduler, which may look at all devices to answer it.
+    void maybe_check() {
+        looked_at_ += workers_.size();
+        if (looked_at_ < kBetweenChecks) return;
+        looked_at_ = 0;
+        if (settings_.check) settings_.check();
+    }
+
     void go_on(std::size_t device) {
+        maybe_check();
         Worker& worker = workers_[device];
         if (worker.segments.empty()) {
             worker.idle = true;
@@ -142,6 +154,7 @@ private:
         for (std::size_t device = 0; device < workers_.size() && idle_ > 0; ++device) {
             if (!workers_[device].idle) continue;
             if (!scheduler_.has_ready()) return;
+            maybe_check();
             const auto work = scheduler_.try_next(static_cast<std::int64_t>(device));
             if (!work) continue;
             workers_[device].idle = false;
@@ -188,6 +201,7 @@ private:
     std::vector<Item> done_;
     double now_s_ = 0.0;
     std::int64_t slots_ = 0;  // segments in all steps
+    std::size_t looked_at_ = 0;  // devices, since the last check
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "cost.h"
@@ -20,6 +21,7 @@ struct SimulationSettings {
     std::int64_t decode_ahead;
     bool record;
     bool joining = true;  // whether devices take newcomers between steps; without, what that is worth can be told
+    std::function<void()> check = {};  // called several times a second; what it throws ends the simulation
 };
 
 // What a device did without a change: one denoising step, or one window.
@@ -46,7 +48,7 @@ struct Simulation {
 
 // Renders `plans`, added together at time 0 by one thread. A step of b segments takes CostModel::step_s(b), a window
 // decode_s; consumers take a clip at once, and all else takes no time. What ends at the same moment is reported before
-// any device asks for more. Throws std::invalid_argument as Scheduler does.
+// any device asks for more. Throws std::invalid_argument as Scheduler does, and what settings.check throws.
 Simulation simulate(const std::vector<Plan>& plans, const SimulationSettings& settings);
 
 }  // namespace nuwaxl

@@ -100,6 +100,10 @@ def test_a_cost_model_survives_its_file_alone_and_in_a_document(tmp_path: Path) 
         '{"batch_sizes": [1.5], "diffusion_s": [1]}',
         '{"batch_sizes": [99999999999999999999], "diffusion_s": [1]}',
         '{"batch_sizes": [true], "diffusion_s": [1]}',
+        '{"batch_sizes": [1], "diffusion_s": [5e-9]}',
+        '{"batch_sizes": [1], "diffusion_s": [2e9]}',
+        '{"batch_sizes": [1], "diffusion_s": [NaN]}',
+        '{"batch_sizes": [1], "diffusion_s": [1], "decode_s": 1e300}',
     ],
 )
 def test_what_is_no_cost_model_is_refused_with_what_one_looks_like(tmp_path: Path, text: str) -> None:
@@ -123,17 +127,22 @@ def test_costs_that_were_measured_with_other_steps_are_refused(tmp_path: Path) -
         load_costs(file, steps=9)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_long_simulation_heeds_signals(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """This one would take minutes."""
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_long_simulation_heeds_signals(
+    tiny_bundle: Path, tmp_path: Path, number: signal.Signals, status: int, said: str
+) -> None:
+    """This one would take minutes, and longer than a test to hand out the first segments."""
     (tmp_path / "costs.json").write_text('{"batch_sizes": [1, 8], "diffusion_s": [2.0, 5.0]}')
     options = ["--frames", "1048576", "--simulate-devices", "65536", "--cost-model", tmp_path / "costs.json"]
     command = [sys.executable, "-m", "nuwaxl.bench.cli", *options, "--bundle", tiny_bundle]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             time.sleep(5)
             assert process.poll() is None
             process.send_signal(number)
-            assert process.wait(10) in (-number, 128 + number)
+            assert process.communicate(timeout=10)[1] == f"nuwaxl-bench: {said}\n"
+            assert process.returncode == status
         finally:
             process.kill()

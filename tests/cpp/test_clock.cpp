@@ -95,6 +95,29 @@ TEST(windows_are_decoded_as_their_frames_come) {
     CHECK(near(simulate({Plan(16, 16)}, decoding).first_frames_s.front(), 10.0));
 }
 
+TEST(a_simulation_ends_when_its_check_throws) {
+    SimulationSettings checked = settings(Policy::kEager, std::vector<CostModel>(4, kFlat));
+    int calls = 0;
+    checked.check = [&] { ++calls; };
+    const std::vector<Plan> plans{Plan(100'000, 16)};
+    const double makespan_s = simulate(plans, checked).makespan_s;
+    CHECK(calls > 1 && calls < 100);
+    checked.check = {};
+    CHECK(near(simulate(plans, checked).makespan_s, makespan_s));
+
+    calls = 0;
+    checked.check = [&] {
+        if (++calls == 2) throw std::runtime_error("enough");
+    };
+    bool ended = false;
+    try {
+        simulate(plans, checked);
+    } catch (const std::runtime_error&) {
+        ended = true;
+    }
+    CHECK(ended && calls == 2);
+}
+
 TEST(windows_of_another_number_of_plans_are_refused) {
     SimulationSettings wrong = settings(Policy::kEager, {kFlat});
     wrong.windows = {{}, {}};

@@ -1,5 +1,6 @@
 """The virtual clock: it keeps the rules of the scheduler, and its times are those of the cost models."""
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import pairwise
@@ -157,3 +158,22 @@ def test_the_result_does_not_depend_on_recording() -> None:
 def test_wrong_windows_are_refused() -> None:
     with pytest.raises(ValueError, match="expected the decode windows of each of the 1 plans; found 2 lists"):
         simulate([Plan(16, 16)], policy="eager", devices=[flat()], max_batch=1, steps=1, decode_windows=[[], []])
+
+
+def test_a_simulation_lets_python_handle_signals() -> None:
+    """Of a film that would take hours."""
+
+    class Enough(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Enough):
+            simulate([Plan(2**50, 16)], policy="eager", devices=[flat()], max_batch=8, steps=10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
