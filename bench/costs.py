@@ -94,7 +94,8 @@ def load_costs(path: str | os.PathLike[str], steps: int) -> DiffusionCosts:
     sizes = [whole_number(f"batch_sizes in {path}", size, least=1, most=MAX_BATCH) for size in table["batch_sizes"]]
     try:
         costs = DiffusionCosts(tuple(sizes), tuple(table["diffusion_s"]), float(table.get("decode_s", 0.0)))
-        costs.model(steps=1)
+        for each in (1, steps):  # both are asked for later
+            costs.model(each)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(expected=expected, found=str(error), fix=fix) from error
     return costs

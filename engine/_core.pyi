@@ -42,8 +42,8 @@ class Plan:
     def __init__(self, frames: int, length: int, depth: int | None = None) -> None:
         """Plan `frames` = N frames by diffusions of `length` = L frames, in a tree of `depth` = m levels.
 
-        Without `depth`, the smallest whose tree spans N frames. Raises ValueError if frames < 1, length < 3,
-        depth < 1, or the tree spans fewer than N frames.
+        Without `depth`, the smallest whose tree spans N frames. Raises ValueError if frames < 1, length is not 3 to
+        2 ** 20, depth < 1, or the tree spans fewer than N frames.
         """
 
     @staticmethod
@@ -52,7 +52,7 @@ class Plan:
 
         Windows of `length` = L frames, each given the last `overlap` frames of the one before, as many as cover
         `frames` = N. All are of depth 0; window i waits for window i - 1. Raises ValueError if frames < 1,
-        length < 3, or overlap is not between 1 and L - 1.
+        length is not 3 to 2 ** 20, or overlap is not between 1 and L - 1.
         """
 
     @property
@@ -109,7 +109,7 @@ class CostModel:
     def __init__(self, batch_sizes: list[int], steps_s: list[float], decode_s: float = 0.0) -> None:
         """Measured seconds of a step at each of the increasing `batch_sizes`; of a decode window, 0 if unknown.
 
-        Raises ValueError for sizes that do not increase, and for times that are not positive and finite.
+        Raises ValueError for sizes that do not increase, and for times that are not 1e-9 to 1e9 s (decode_s: 0 to 1e9).
         """
 
     @property
@@ -128,13 +128,13 @@ class CostModel:
     def best_batch(self, max_batch: int) -> int:
         """The batch size of 1 to `max_batch` with the cheapest step a segment; the smallest within 2 % of it.
 
-        Raises ValueError if max_batch < 1.
+        Raises ValueError if max_batch is not 1 to 2 ** 16.
         """
 
     def widest_batch(self, max_batch: int) -> int:
         """The largest batch size of 1 to `max_batch` whose step a segment is within 2 % of the cheapest.
 
-        Raises ValueError if max_batch < 1.
+        Raises ValueError if max_batch is not 1 to 2 ** 16.
         """
 
 @final
@@ -171,7 +171,10 @@ class Scheduler:
     """
 
     def __init__(self, *, policy: str, devices: list[CostModel], max_batch: int) -> None:
-        """Schedule on the devices 0 to len(devices) - 1, each up to its cost model's best_batch(max_batch) segments."""
+        """Schedule on the devices 0 to len(devices) - 1, each up to its cost model's best_batch(max_batch) segments.
+
+        Raises ValueError without devices, and if max_batch is not 1 to 2 ** 16.
+        """
 
     def add(
         self,
@@ -343,7 +346,7 @@ def simulate(
     record: bool = False,
     joining: bool = True,
 ) -> Simulation:
-    """Render `plans` on a virtual clock, by the scheduler that runs real renders. Gives up the GIL.
+    """Render `plans` on a virtual clock, by the scheduler that runs real renders. Gives up the GIL, and heeds signals.
 
     A step of b segments takes the device's step_s(b), a window decode_s, all else nothing; a clip is consumed when it
     is decoded. decode_windows: those of each plan; without them nothing is decoded. joining: whether devices take

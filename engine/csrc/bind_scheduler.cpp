@@ -33,11 +33,13 @@ void bind_scheduler(nb::module_& module) {
                 .format(work.id, kind_of(work), pairs_of(work.items), work.device);
         });
 
-    // The scheduler's lock is never held while Python runs, so only the blocking call has to give up the GIL.
+    // The scheduler's lock is never held while Python runs, so only what takes long has to give up the GIL: waiting, and
+    // looking at the batch sizes of many devices.
     nb::class_<Scheduler>(module, "Scheduler")
         .def(
             "__init__",
             [](Scheduler* self, std::string_view policy, std::vector<CostModel> devices, std::int64_t max_batch) {
+                nb::gil_scoped_release released;
                 new (self) Scheduler(parse_policy(policy), std::move(devices), max_batch);
             },
             nb::kw_only(), "policy"_a, "devices"_a, "max_batch"_a)

@@ -1,7 +1,7 @@
 #include "cost.h"
 
 #include <algorithm>
-#include <cmath>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -12,6 +12,12 @@ namespace nuwaxl {
 namespace {
 
 constexpr double kAsGoodAsTheBest = 1.02;
+
+std::string text(double seconds) {
+    std::ostringstream out;  // std::to_string() would round small ones to 0
+    out << seconds << " s";
+    return out.str();
+}
 
 }  // namespace
 
@@ -31,12 +37,12 @@ CostModel::CostModel(std::vector<std::int64_t> batch_sizes, std::vector<double> 
         before = size;
     }
     for (const double seconds : steps_s_) {
-        if (!(seconds > 0.0) || !std::isfinite(seconds)) {
-            refuse("positive, finite step times", std::to_string(seconds) + " s", "measure again");
+        if (!(seconds >= kLeastStep && seconds <= kMostStep)) {
+            refuse("step times of 1e-9 to 1e9 s", text(seconds), "measure again, and give seconds");
         }
     }
-    if (!(decode_s_ >= 0.0) || !std::isfinite(decode_s_)) {
-        refuse("a finite decode time of at least 0", std::to_string(decode_s_) + " s", "pass 0 where it is unknown");
+    if (!(decode_s_ >= 0.0 && decode_s_ <= kMostStep)) {
+        refuse("a decode time of 0 to 1e9 s", text(decode_s_), "pass 0 where it is unknown");
     }
 }
 
@@ -62,7 +68,10 @@ double CostModel::step_s(std::int64_t batch) const {
 
 // What a segment may cost in a batch that is as good as the best.
 double CostModel::cheap_s(std::int64_t max_batch) const {
-    check_at_least_one("max_batch", max_batch);
+    if (max_batch < 1 || max_batch > kMostBatch) {
+        refuse("max_batch of 1 to " + std::to_string(kMostBatch), std::to_string(max_batch),
+               "pass the most segments that a device has memory for");
+    }
     double cheapest = share_s(1);
     for (std::int64_t batch = 2; batch <= max_batch; ++batch) cheapest = std::min(cheapest, share_s(batch));
     return kAsGoodAsTheBest * cheapest;

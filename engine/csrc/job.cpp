@@ -10,6 +10,8 @@ namespace nuwaxl {
 
 namespace {
 
+constexpr std::int64_t kMostSteps = std::int64_t{1} << 60;
+
 std::string text(const Window& window) { return pair_text(window.first, window.last); }
 
 void check_windows(const std::vector<Window>& windows, std::int64_t frames) {
@@ -58,6 +60,11 @@ Job::Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_
       windows_left_(static_cast<std::int64_t>(windows_.size())),
       opening_end_(windows_.empty() ? 0 : windows_.front().last) {
     check_at_least_one("steps", steps);
+    if (const std::int64_t chain = plan_.height(0) + 1; steps > kMostSteps / chain) {
+        refuse("at most 2^60 denoising steps one after another",
+               std::to_string(chain) + " segments of " + std::to_string(steps) + " each",
+               "pass fewer steps, or plan a shorter video");
+    }
     check_at_least_one("decode_ahead", decode_ahead);
     check_windows(windows_, plan_.frames());
     done_ = there_;
@@ -104,7 +111,7 @@ bool Job::window_ready() {
     if (failed_ || windows_left_ == 0) return false;
     if (!returned_.empty()) return true;
     if (next_window_ == static_cast<std::int64_t>(windows_.size())) return false;
-    if (next_window_ >= consumed_count_ + decode_ahead_) return false;
+    if (next_window_ - consumed_count_ >= decode_ahead_) return false;
     const Window& window = windows_[static_cast<std::size_t>(next_window_)];
     final_end_ = std::max(final_end_, window.first);
     while (final_end_ <= window.last && done_[static_cast<std::size_t>(plan_.origin_of(final_end_))]) ++final_end_;

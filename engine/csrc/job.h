@@ -19,7 +19,8 @@ class Job {
 public:
     // Windows must lie within the plan's frames, in order: neither end may move back.
     // finished: segments whose frames are there already, of an earlier render, and all their ancestors'.
-    // Throws std::invalid_argument for others, and if steps < 1 or decode_ahead < 1.
+    // Throws std::invalid_argument for others, if steps < 1 or decode_ahead < 1, and for more than 2^60 steps one after
+    // another, those of all segments of a longest chain.
     Job(Plan plan, std::int64_t steps, std::vector<Window> windows, std::int64_t decode_ahead,
         const std::vector<std::int64_t>& finished = {});
 

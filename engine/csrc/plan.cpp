@@ -11,10 +11,11 @@ namespace nuwaxl {
 namespace {
 
 constexpr std::int64_t kMostFrames = std::int64_t{1} << 62;
+constexpr std::int64_t kMostLength = std::int64_t{1} << 20;  // so that the frames of one segment can be listed
 
 void check_length(std::int64_t length) {
-    if (length < 3) {
-        refuse("length (frames a diffusion) of at least 3", std::to_string(length),
+    if (length < 3 || length > kMostLength) {
+        refuse("length (frames a diffusion) of 3 to 2^20", std::to_string(length),
                "pass the L the bundle was trained with");
     }
 }

@@ -33,12 +33,13 @@ public:
 
     // frames = N, length = L, depth = m (by default the smallest whose tree spans N frames). Keeps the global diffusion
     // and the locals whose first frame lies before N - 1: each of them generates, or leads to, a frame of the video.
-    // Throws std::invalid_argument if frames < 1, length < 3, depth < 1 or the tree spans fewer than N frames.
+    // Throws std::invalid_argument if frames < 1, length is not 3 to 2^20, depth < 1 or the tree spans fewer than N
+    // frames.
     Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> depth = std::nullopt);
 
     // "Autoregressive over diffusion": a chain of windows of L frames, each given the last `overlap` frames of the one
     // before, as many as cover N frames. All are of depth 0; window i waits for window i - 1.
-    // Throws std::invalid_argument if frames < 1, length < 3, or overlap is not between 1 and L - 1.
+    // Throws std::invalid_argument if frames < 1, length is not 3 to 2^20, or overlap is not between 1 and L - 1.
     static Plan autoregressive(std::int64_t frames, std::int64_t length, std::int64_t overlap);
 
     // Frames a tree of `depth` levels spans, (L-1)^m + 1. Throws std::invalid_argument past 2^62.

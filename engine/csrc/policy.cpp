@@ -50,10 +50,12 @@ namespace {
 // Ends closer than this part of one another count as equal: rounding must not decide who takes what.
 constexpr double kTie = 1e-9;
 
-// The least whole number that is not below, as far as segments are counted.
+// As far as segments and batches are counted.
+constexpr std::int64_t kMost = std::int64_t{1} << 40;
+
+// The least whole number that is not below.
 std::int64_t whole(double number) {
-    constexpr double kMost = 0x1p40;
-    return static_cast<std::int64_t>(std::ceil(std::min(number, kMost)));
+    return static_cast<std::int64_t>(std::ceil(std::min(number, static_cast<double>(kMost))));
 }
 
 // When `count` newcomers, no more than the device has room for, would be finished if it took them now.
@@ -141,7 +143,8 @@ std::int64_t plenty(std::span<const Load> devices, std::size_t asking) {
     const StepTimes& own = *devices[asking].times;
     std::int64_t count = own.target();
     for (const Load& load : devices) {
-        if (load.times != nullptr) count += capacity({load.times, 0, 0, 0.0}, 1, own[own.target()]);
+        if (load.times == nullptr) continue;
+        count = std::min(count + capacity({load.times, 0, 0, 0.0}, 1, own[own.target()]), kMost);
     }
     return count;
 }

@@ -16,7 +16,6 @@ std::string text(const Item& item) { return pair_text(item.job, item.id); }
 
 Scheduler::Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch) : policy_(policy) {
     check_at_least_one("devices", static_cast<std::int64_t>(devices.size()));
-    check_at_least_one("max_batch", max_batch);
     devices_.resize(devices.size());
     std::vector<const CostModel*> different;
     std::vector<std::size_t> model_of;

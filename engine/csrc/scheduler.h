@@ -34,7 +34,7 @@ struct Work {
 class Scheduler {
 public:
     // A device takes up to its target batch, CostModel::best_batch(max_batch); at the end of all work up to
-    // widest_batch(max_batch), where that saves it a small batch.
+    // widest_batch(max_batch), where that saves it a small batch. max_batch: 1 to CostModel::kMostBatch.
     Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch);
 
     // A further video: its number, from 0. See Job for the arguments. Waiting devices wake.

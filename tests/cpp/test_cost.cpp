@@ -68,6 +68,9 @@ TEST(wrong_measurements_are_refused) {
     CHECK(refused({2, 2}, {1.0, 1.0}));
     CHECK(refused({2, 1}, {1.0, 1.0}));
     CHECK(refused({1}, {0.0}));
+    CHECK(refused({1}, {0.99e-9}) && !refused({1}, {1e-9}));
+    CHECK(refused({1}, {1.01e9}) && !refused({1}, {1e9}));
+    CHECK(refused({1}, {1.0}, 1.01e9) && !refused({1}, {1.0}, 1e9));
     CHECK(refused({1}, {-1.0}));
     CHECK(refused({1}, {std::numeric_limits<double>::infinity()}));
     CHECK(refused({1}, {std::numeric_limits<double>::quiet_NaN()}));
@@ -76,6 +79,10 @@ TEST(wrong_measurements_are_refused) {
     CHECK(check::refuses([&] { cost.step_s(0); }));
     CHECK(check::refuses([&] { cost.best_batch(0); }));
     CHECK(check::refuses([&] { cost.widest_batch(0); }));
+    const std::int64_t most = CostModel::kMostBatch;
+    CHECK(cost.best_batch(most) == 1 && cost.widest_batch(most) == most);
+    CHECK(check::refuses([&] { cost.best_batch(most + 1); }));
+    CHECK(check::refuses([&] { cost.widest_batch(most + 1); }));
 }
 
 int main() { return check::run_all(); }

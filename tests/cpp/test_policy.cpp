@@ -157,10 +157,15 @@ TEST(while_many_are_not_begun_batches_are_full) {
 }
 
 TEST(costs_that_differ_beyond_all_measure_are_dealt_with) {
-    const StepTimes least(CostModel({1}, {1e-300}), 8), most(CostModel({1}, {1e300}), 8);
+    const StepTimes least(CostModel({1}, {1e-9}), 8), most(CostModel({1}, {1e9}), 8);
     const std::vector loads{idle(most), idle(least)};
     CHECK(share(loads, 0, 1000, 10) == 0 && share(loads, 1, 1000, 10) == 1);
     CHECK(nuwaxl::many(loads, 0) > 1'000'000 && nuwaxl::plenty(loads, 0) > 1'000'000);
+    const StepTimes wide(CostModel({1, CostModel::kMostBatch}, {1e-9, 1e-9}), CostModel::kMostBatch);
+    std::vector<Load> fleet(200, idle(wide));
+    fleet[0] = idle(most);
+    CHECK(nuwaxl::many(fleet, 0) > 1'000'000 && nuwaxl::plenty(fleet, 0) > 1'000'000);
+    CHECK(share(fleet, 0, INT64_MAX, 10, 8) == 0);
 }
 
 TEST(urgent_segments_join_urgent_ones_where_they_gain_more_than_those_lose) {

@@ -351,10 +351,25 @@ TEST(workers_wait_for_videos_until_it_is_closed) {
     CHECK((all == Items{{0, 0}, {1, 0}, {2, 0}}));
 }
 
+TEST(the_most_steps_and_windows_ahead_are_as_good_as_any) {
+    for (const Policy policy : {Policy::kLevel, Policy::kEager, Policy::kLatency}) {
+        Scheduler scheduler(policy, devices(1), 16);
+        scheduler.add(Plan(16, 16), std::int64_t{1} << 60, {{0, 7}, {8, 15}}, INT64_MAX);
+        const Work global = *scheduler.next(0);
+        scheduler.advance(0);
+        scheduler.join(0);
+        finish(scheduler, global);
+        finish(scheduler, *scheduler.next(0));
+        scheduler.consumed(0, 0);
+        CHECK(scheduler.next(0)->kind == Work::Kind::kDecode);
+    }
+}
+
 TEST(wrong_use_is_refused_and_changes_nothing) {
     const Plan plan(1024, 16, 3);
     CHECK(check::refuses([] { Scheduler(Policy::kEager, {}, 8); }));
     CHECK(check::refuses([] { Scheduler(Policy::kEager, devices(1), 0); }));
+    CHECK(check::refuses([] { Scheduler(Policy::kEager, devices(1), std::int64_t{1} << 40); }));
 
     Scheduler scheduler(Policy::kEager, devices(2), 16);
     const auto add = [&](std::int64_t steps, const std::vector<Window>& windows, std::int64_t ahead) {
@@ -362,6 +377,9 @@ TEST(wrong_use_is_refused_and_changes_nothing) {
     };
     CHECK(check::refuses(add(0, {}, 1)));
     CHECK(check::refuses(add(1, {}, 0)));
+    CHECK(check::refuses(add(INT64_MAX, {}, 1)));
+    CHECK(check::refuses(add((std::int64_t{1} << 60) / 3 + 1, {}, 1)));
+    CHECK(check::refuses([&] { scheduler.add(Plan::autoregressive(std::int64_t{1} << 62, 16, 15), 1); }));
     CHECK(check::refuses(add(1, {{5, 4}}, 1)));
     CHECK(check::refuses(add(1, {{-1, 4}}, 1)));
     CHECK(check::refuses(add(1, {{0, 1024}}, 1)));

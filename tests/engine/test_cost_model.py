@@ -39,9 +39,13 @@ def test_the_best_batch_is_the_smallest_within_two_percent_and_the_widest_the_la
         (([1, 2], [1.0]), "found 2 sizes and 1 times"),
         (([0], [1.0]), "batch sizes from 1 up.*found 0 after 0"),
         (([4, 4], [1.0, 1.0]), "found 4 after 4"),
-        (([1], [0.0]), "positive, finite step times"),
-        (([1], [float("nan")]), "positive, finite step times"),
-        (([1], [1.0], float("inf")), "a finite decode time"),
+        (([1], [0.0]), "step times of 1e-9 to 1e9 s; found 0 s"),
+        (([1], [-1.0]), "step times of 1e-9 to 1e9 s; found -1 s"),
+        (([1], [1e-12]), "step times of 1e-9 to 1e9 s; found 1e-12 s"),
+        (([1], [1.7e308]), "step times of 1e-9 to 1e9 s; found 1.7e\\+308 s"),
+        (([1], [float("nan")]), "step times of 1e-9 to 1e9 s; found nan s"),
+        (([1], [1.0], float("inf")), "a decode time of 0 to 1e9 s; found inf s"),
+        (([1], [1.0], -0.5), "a decode time of 0 to 1e9 s; found -0.5 s"),
     ],
 )
 def test_impossible_measurements_are_refused(arguments: tuple[object, ...], text: str) -> None:
@@ -50,6 +54,16 @@ def test_impossible_measurements_are_refused(arguments: tuple[object, ...], text
 
 
 def test_a_batch_has_at_least_one_segment() -> None:
-    for ask in (CostModel([1], [1.0]).step_s, CostModel([1], [1.0]).best_batch, CostModel([1], [1.0]).widest_batch):
-        with pytest.raises(ValueError, match="of at least 1; found 0"):
+    cost = CostModel([1], [1.0])
+    with pytest.raises(ValueError, match="batch of at least 1; found 0"):
+        cost.step_s(0)
+    for ask in (cost.best_batch, cost.widest_batch):
+        with pytest.raises(ValueError, match="max_batch of 1 to 65536; found 0"):
             ask(0)
+
+
+def test_a_batch_beyond_all_memory_is_refused_at_once() -> None:
+    cost = CostModel([1], [1.0])
+    for ask in (cost.best_batch, cost.widest_batch):
+        with pytest.raises(ValueError, match="max_batch of 1 to 65536; found 1099511627776"):
+            ask(2**40)

@@ -326,6 +326,7 @@ def test_videos_come_before_the_end() -> None:
     ("change", "text"),
     [
         ({"steps": 0}, "expected steps of at least 1; found 0"),
+        ({"steps": 2**60}, r"at most 2\^60 denoising steps one after another; found 3 segments of 1152921504606846976"),
         ({"ahead": 0}, "expected decode_ahead of at least 1; found 0"),
         ({"windows": [(3, 2)]}, r"in order.*found \(3, 2\)"),
         ({"windows": [(-1, 2)]}, r"in order.*found \(-1, 2\)"),
@@ -350,7 +351,8 @@ def test_an_impossible_video_is_refused_with_what_to_do(change: dict[str, object
     [
         ({"policy": "lazy"}, 'expected policy "level", "eager" or "latency"; found "lazy"'),
         ({"devices": []}, "expected devices of at least 1; found 0"),
-        ({"max_batch": 0}, "expected max_batch of at least 1; found 0"),
+        ({"max_batch": 0}, "expected max_batch of 1 to 65536; found 0"),
+        ({"max_batch": 2**40}, "expected max_batch of 1 to 65536; found 1099511627776"),
     ],
 )
 def test_an_impossible_scheduler_is_refused_with_what_to_do(change: dict[str, object], text: str) -> None:
