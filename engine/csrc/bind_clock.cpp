@@ -21,7 +21,7 @@ void bind_clock(nb::module_& module) {
         .def_ro("device", &Span::device)
         .def_ro("start_s", &Span::start_s)
         .def_ro("end_s", &Span::end_s)
-        .def_prop_ro("kind", [](const Span& span) { return kind_name(span.kind == Work::Kind::kDiffuse); })
+        .def_prop_ro("kind", [](const Span& span) { return name_of(span.kind); })
         .def_prop_ro("items", [](const Span& span) { return pairs_of(span.items); });
 
     nb::class_<Simulation>(module, "Simulation")

@@ -1,12 +1,11 @@
-// How items and windows look in Python: pairs of integers.
+// How items and windows look in Python, pairs of integers; and kinds of work, words.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "job.h"
-#include "ready_queue.h"
+#include "scheduler.h"
 
 namespace nuwaxl {
 
@@ -33,6 +32,6 @@ inline std::vector<Window> windows_from(const Pairs& ranges) {
     return windows;
 }
 
-inline const char* kind_name(bool diffuse) { return diffuse ? "diffuse" : "decode"; }
+inline const char* name_of(Work::Kind kind) { return kind == Work::Kind::kDiffuse ? "diffuse" : "decode"; }
 
 }  // namespace nuwaxl

@@ -1,11 +1,11 @@
 #include <nanobind/ndarray.h>
 
 #include <limits>
-#include <stdexcept>
 #include <string>
 
 #include "bindings.h"
 #include "noise.h"
+#include "refuse.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -18,9 +18,8 @@ template <typename Unsigned>
 Unsigned unsigned_argument(const char* name, nb::int_ value) {
     Unsigned result{};
     if (!nb::try_cast(value, result)) {
-        throw std::invalid_argument(std::string("expected ") + name + " between 0 and " +
-                                    std::to_string(std::numeric_limits<Unsigned>::max()) + "; found " +
-                                    nb::str(value).c_str() + "; pass a number in that range");
+        refuse(std::string(name) + " between 0 and " + std::to_string(std::numeric_limits<Unsigned>::max()),
+               nb::str(value).c_str(), "pass a number in that range");
     }
     return result;
 }
@@ -37,9 +36,8 @@ bool is_contiguous(const nb::ndarray<>& array) {
 
 void fill(nb::int_ seed, nb::int_ depth, nb::int_ index, nb::int_ step, nb::ndarray<> out) {
     if (out.device_type() != nb::device::cpu::value || out.dtype() != nb::dtype<float>() || !is_contiguous(out)) {
-        throw std::invalid_argument(
-            "expected out as a C-contiguous float32 array in host memory; found another dtype, layout or device; "
-            "pass numpy.empty(shape, numpy.float32)");
+        refuse("out as a C-contiguous float32 array in host memory", "another dtype, layout or device",
+               "pass numpy.empty(shape, numpy.float32)");
     }
     const auto seed_bits = unsigned_argument<std::uint64_t>("seed", seed);
     const auto depth_bits = unsigned_argument<std::uint32_t>("depth", depth);

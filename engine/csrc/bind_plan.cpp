@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <sstream>
@@ -21,9 +22,12 @@ namespace {
 using FrameArray = nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>>;
 
 FrameArray frames_of(const Plan& plan, std::int64_t id) {
-    auto* frames = new std::vector<std::int64_t>(plan.frames_of(id));
-    nb::capsule owner(frames, [](void* held) noexcept { delete static_cast<std::vector<std::int64_t>*>(held); });
-    return FrameArray(frames->data(), {frames->size()}, owner);
+    auto frames = std::make_unique<std::vector<std::int64_t>>(plan.frames_of(id));
+    std::int64_t* data = frames->data();
+    const std::size_t size = frames->size();
+    nb::capsule owner(frames.get(), [](void* held) noexcept { delete static_cast<std::vector<std::int64_t>*>(held); });
+    frames.release();
+    return FrameArray(data, {size}, owner);
 }
 
 std::vector<std::int64_t> children(const Plan& plan, std::int64_t id) {

@@ -9,28 +9,21 @@
 
 #include "bind_items.h"
 #include "bindings.h"
-#include "scheduler.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace nuwaxl {
 
-namespace {
-
-const char* kind_of(const Work& work) { return kind_name(work.kind == Work::Kind::kDiffuse); }
-
-}  // namespace
-
 void bind_scheduler(nb::module_& module) {
     nb::class_<Work>(module, "Work")
         .def_ro("id", &Work::id)
-        .def_prop_ro("kind", &kind_of)
+        .def_prop_ro("kind", [](const Work& work) { return name_of(work.kind); })
         .def_prop_ro("items", [](const Work& work) { return pairs_of(work.items); })
         .def_ro("device", &Work::device)
         .def("__repr__", [](const Work& work) {
             return nb::str("Work(id={}, kind='{}', items={}, device={})")
-                .format(work.id, kind_of(work), pairs_of(work.items), work.device);
+                .format(work.id, name_of(work.kind), pairs_of(work.items), work.device);
         });
 
     // The scheduler's lock is never held while Python runs, so only what takes long has to give up the GIL: waiting, and

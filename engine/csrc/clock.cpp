@@ -1,6 +1,7 @@
 #include "clock.h"
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <functional>
 #include <optional>
@@ -18,8 +19,10 @@ namespace {
 // Moments closer than this part of the time since the start are one: rounding must not make an order.
 constexpr double kSameMoment = 1e-9;
 
-// Devices looked at between two calls of the settings' check: some hundredths of a second.
-constexpr std::size_t kBetweenChecks = std::size_t{1} << 17;
+// The settings' check is called so often, for which real time is looked at once in so many questions to the scheduler:
+// either may take longer than a question.
+constexpr std::chrono::milliseconds kBetweenChecks{50};
+constexpr std::int64_t kQuestions = 64;
 
 // The worker of a device, as the engine has one in a thread.
 struct Worker {
@@ -128,12 +131,13 @@ private:
         }
     }
 
-    // Before every question to the scheduler, which may look at all devices to answer it.
+    // Before every question to the scheduler.
     void maybe_check() {
-        looked_at_ += workers_.size();
-        if (looked_at_ < kBetweenChecks) return;
-        looked_at_ = 0;
-        if (settings_.check) settings_.check();
+        if (++questions_ % kQuestions != 0 || !settings_.check) return;
+        const auto now = std::chrono::steady_clock::now();
+        if (now < next_check_) return;
+        settings_.check();
+        next_check_ = now + kBetweenChecks;
     }
 
     void go_on(std::size_t device) {
@@ -201,7 +205,8 @@ private:
     std::vector<Item> done_;
     double now_s_ = 0.0;
     std::int64_t slots_ = 0;  // segments in all steps
-    std::size_t looked_at_ = 0;  // devices, since the last check
+    std::int64_t questions_ = 0;
+    std::chrono::steady_clock::time_point next_check_;
 };
 
 }  // namespace

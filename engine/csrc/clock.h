@@ -21,7 +21,7 @@ struct SimulationSettings {
     std::int64_t decode_ahead;
     bool record;
     bool joining = true;  // whether devices take newcomers between steps; without, what that is worth can be told
-    std::function<void()> check = {};  // called several times a second; what it throws ends the simulation
+    std::function<void()> check = {};  // some times a second; what it throws ends the simulation
 };
 
 // What a device did without a change: one denoising step, or one window.

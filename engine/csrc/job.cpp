@@ -144,11 +144,6 @@ void Job::consumed(std::int64_t window) {
     ++consumed_count_;
 }
 
-void Job::fail() {
-    failed_ = true;
-    release();
-}
-
 void Job::release() {
     std::vector<bool>().swap(there_);
     std::vector<bool>().swap(done_);

@@ -56,7 +56,7 @@ public:
     // being decoded. A job without windows opens with its first frame.
     std::int64_t opening(const ReadyRange& range) const;
 
-    void fail();
+    void fail() { failed_ = true; }
     void release();  // frees what a job that is finished or failed no longer needs
 
 private:

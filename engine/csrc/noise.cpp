@@ -2,9 +2,10 @@
 
 #include <cmath>
 #include <numbers>
-#include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "refuse.h"
 
 namespace nuwaxl {
 
@@ -43,8 +44,7 @@ std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 4> counter,
 void normal_noise(std::uint64_t seed, std::uint32_t depth, std::uint32_t index, std::uint32_t step,
                   std::span<float> out) {
     if (out.size() > (std::uint64_t{1} << 34)) {
-        throw std::invalid_argument("expected at most 2^34 values a call; found " + std::to_string(out.size()) +
-                                    "; draw the noise of one segment at a time");
+        refuse("at most 2^34 values a call", std::to_string(out.size()), "draw the noise of one segment at a time");
     }
     const std::array<std::uint32_t, 2> key{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
     for (std::size_t start = 0; start < out.size(); start += 4) {

@@ -20,7 +20,7 @@
 // that was given work by next() or join() after it: the frames of a parent need no lock of their own.
 //
 // Errors. Wrong arguments and wrong use throw std::invalid_argument, "expected ...; found ...; what to do", and change
-// nothing. Apart from that only std::bad_alloc is thrown.
+// nothing. Apart from that only std::bad_alloc is thrown, and by simulate() what the program's own check throws.
 //
 // Names that these headers declare but nuwaxl.h does not list (Job, ReadyQueue, StepTimes, share, ...) are parts of the
 // scheduler, installed because it is made of them; they change without notice. docs/embedding.md has the whole story,

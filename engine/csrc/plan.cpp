@@ -64,10 +64,11 @@ std::int64_t Plan::span(std::int64_t length, std::int64_t depth) {
     return last + 1;
 }
 
-Plan::Plan(Kind kind, std::int64_t frames, std::int64_t length, std::int64_t hop)
-    : kind_(kind), frames_(frames), length_(length), hop_(hop) {
+Plan::Plan(Kind kind, std::int64_t frames, std::int64_t length, std::int64_t overlap)
+    : kind_(kind), frames_(frames), length_(length) {
     check_frames(frames);
     check_length(length);
+    hop_ = length - overlap;
 }
 
 Plan Plan::autoregressive(std::int64_t frames, std::int64_t length, std::int64_t overlap) {
@@ -76,14 +77,14 @@ Plan Plan::autoregressive(std::int64_t frames, std::int64_t length, std::int64_t
         refuse("an overlap of 1 to " + std::to_string(length - 1) + " frames", std::to_string(overlap),
                "let windows share at least one frame, and add at least one");
     }
-    Plan plan(Kind::kAutoregressive, frames, length, length - overlap);
+    Plan plan(Kind::kAutoregressive, frames, length, overlap);
     const std::int64_t further = frames > length ? ceil_div(frames - length, plan.hop_) : 0;
     plan.levels_.push_back({1, 1 + further, 0});
     return plan;
 }
 
 Plan::Plan(std::int64_t frames, std::int64_t length, std::optional<std::int64_t> wanted_depth)
-    : Plan(Kind::kTree, frames, length, length - 1) {
+    : Plan(Kind::kTree, frames, length, 1) {
     const std::int64_t depth = wanted_depth ? *wanted_depth : smallest_depth(frames, length);
     if (const std::int64_t spanned = span(length, depth); spanned < frames) {
         refuse("at most " + std::to_string(spanned) + " frames, what a tree of length " + std::to_string(length) +

@@ -78,7 +78,7 @@ private:
         std::int64_t offset;  // id of the first segment of this depth
     };
 
-    Plan(Kind kind, std::int64_t frames, std::int64_t length, std::int64_t hop);
+    Plan(Kind kind, std::int64_t frames, std::int64_t length, std::int64_t overlap);
 
     const Level& level(std::int64_t depth) const { return levels_[static_cast<std::size_t>(depth)]; }
     std::int64_t depth_of(std::int64_t id) const;

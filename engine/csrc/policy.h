@@ -60,13 +60,14 @@ struct Load {
 bool young(const Load& load, std::int64_t steps);
 
 // Of `ready` segments that all are as urgent as those that the device holds, how many join them at best, up to its
-// target: as many as make the sum of the times to the ends of all the least. Newcomers gain that they need not wait, those
-// under way lose that their steps take longer.
+// target: as many as make the sum of the times to the ends of all the least. Newcomers gain that they need not wait,
+// those under way lose that their steps take longer.
 std::int64_t welcome(const Load& load, std::int64_t ready);
 
-// Of the `ready` segments, `steps` steps each, how many device `asking`, which has `room`, takes now: as many as have it
-// finish before the others could have taken the last of them, were they dealt out so that all devices end together. Other devices count by when they could finish further segments, be they idle or not; but once they
-// have finished their batches, they have its children to do. So an idle device leaves work only to a faster one.
+// Of the `ready` segments, `steps` steps each, how many device `asking`, which has `room`, takes now: as many as have
+// it finish before the others could have taken the last of them, were they dealt out so that all devices end together.
+// Other devices count by when they could finish further segments, be they idle or not; but once they have finished
+// their batches, they have the children of those to do. So an idle device leaves work only to a faster one.
 std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64_t ready, std::int64_t steps,
                    std::int64_t room);
 
@@ -74,9 +75,9 @@ std::int64_t share(std::span<const Load> devices, std::size_t asking, std::int64
 // the others do.
 std::int64_t plenty(std::span<const Load> devices, std::size_t asking);
 
-// The size of the next batch of device `asking`, which is free, when the last `left` segments, `steps` steps each, are not
-// begun: of the one or two batches in which its part of all the work takes the least time, the first. So a full batch is
-// not followed by a small and dear one. While its part is more than two batches it is the target.
+// The size of the next batch of device `asking`, which is free, when the last `left` segments, `steps` steps each, are
+// not begun: of the one or two batches in which its part of all the work takes the least time, the first. So a full
+// batch is not followed by a small and dear one. While its part is more than two batches it is the target.
 std::int64_t last_batch(std::span<const Load> devices, std::size_t asking, std::int64_t left, std::int64_t steps);
 
 // A number of segments not begun from which on last_batch() is the target of device `asking`, whatever the others hold.

@@ -12,6 +12,14 @@ namespace {
 
 std::string text(const Item& item) { return pair_text(item.job, item.id); }
 
+void include(std::set<std::int64_t>& jobs, std::int64_t number, bool included) {
+    if (included) {
+        jobs.insert(number);
+    } else {
+        jobs.erase(number);
+    }
+}
+
 }  // namespace
 
 Scheduler::Scheduler(Policy policy, std::vector<CostModel> devices, std::int64_t max_batch) : policy_(policy) {
@@ -362,8 +370,8 @@ void Scheduler::push(std::int64_t number, IdRange ids) {
 void Scheduler::refresh_windows(std::int64_t number) {
     const bool ready = job(number).window_ready();
     const bool awaited = ready && job(number).consumer_waits();
-    awaited ? (void)awaited_.insert(number) : (void)awaited_.erase(number);
-    ready && !awaited ? (void)spare_.insert(number) : (void)spare_.erase(number);
+    include(awaited_, number, awaited);
+    include(spare_, number, ready && !awaited);
 }
 
 // Brings what the policy sees of a device, and the number of devices that hold something, up to date.

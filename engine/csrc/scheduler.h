@@ -70,8 +70,8 @@ public:
     // The window that left `device` is finished.
     void arrived(std::int64_t device);
 
-    // The device is gone: what it held is ready again, and it gets no more. The last one to go stops the scheduler. What
-    // left it and did not arrive is part of that.
+    // The device is gone: what it held is ready again, and what left it and did not arrive; and it gets no more. The
+    // last one to go stops the scheduler.
     void lost(std::int64_t device);
 
     // The video is abandoned: nothing of it is handed out any more. Of no effect once it is finished.

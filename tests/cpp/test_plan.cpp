@@ -199,6 +199,7 @@ TEST(wrong_arguments_are_refused_with_what_to_do) {
     CHECK(check::refuses([] { Plan(-1, 16); }));
     CHECK(check::refuses([] { Plan(INT64_MAX, 16); }));
     CHECK(check::refuses([] { Plan(10, 2); }));
+    CHECK(check::refuses([] { Plan(10, INT64_MIN); }));
     CHECK(check::refuses([] { Plan(10, (1 << 20) + 1); }));
     CHECK(check::refuses([] { Plan::autoregressive(10, (1 << 20) + 1, 8); }));
     CHECK(check::refuses([] { Plan(10, 16, 0); }));

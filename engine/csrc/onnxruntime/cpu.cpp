@@ -87,8 +87,8 @@ std::vector<float> loaded(const void* source, std::size_t count) {
 std::size_t size(std::int64_t dimension) { return static_cast<std::size_t>(dimension); }
 
 // One pixel and head: query, value and out (length, dim), key (dim, length), weights (length,) for use.
-void attend(const float* query, const float* key, const float* value, float* out, float* weights,
-                          std::size_t length, std::size_t dim, float scale) {
+void attend(const float* query, const float* key, const float* value, float* out, float* weights, std::size_t length,
+            std::size_t dim, float scale) {
     for (std::size_t i = 0; i < length; ++i) {
         for (std::size_t j = 0; j < length; ++j) weights[j] = 0.0F;
         for (std::size_t d = 0; d < dim; ++d) {
@@ -110,8 +110,8 @@ void attend(const float* query, const float* key, const float* value, float* out
 }
 
 // sums (kTokens, kColumns) += the rows (c_in,) of kTokens tokens times the columns of weight (c_in, stride).
-void multiply(const float* const* rows, const float* weight, std::size_t stride, std::size_t c_in,
-                            std::size_t columns, float* sums) {
+void multiply(const float* const* rows, const float* weight, std::size_t stride, std::size_t c_in, std::size_t columns,
+              float* sums) {
     for (std::size_t c = 0; c < c_in; ++c) {
         for (std::size_t t = 0; t < kTokens; ++t) {
             const float x = rows[t][c];

@@ -80,6 +80,7 @@ std::pair<const Kernel*, cuda::Function> Kernels::find(const std::string& name) 
 void* Kernels::reserve(Scratch& scratch, std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
     if (bytes > scratch.bytes_) {
+        scratch.all_.reserve(scratch.all_.size() + 1);  // now, lest the address be lost
         cuda::Address address = 0;
         driver().check(driver().mem_alloc(&address, static_cast<std::size_t>(bytes)), "cuMemAlloc");
         scratch.driver_ = &driver();

@@ -19,13 +19,13 @@ class Kernels;
 
 // Device memory of one node between its kernels. Grows, and keeps what it had: captured graphs use it.
 class Scratch {
-  public:
+public:
     Scratch() = default;
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
     ~Scratch();
 
-  private:
+private:
     friend class Kernels;
     const cuda::Driver* driver_ = nullptr;
     std::vector<cuda::Address> all_;  // the last is the largest
@@ -42,7 +42,7 @@ struct Kernel {
 };
 
 class Kernels {
-  public:
+public:
     explicit Kernels(std::function<cuda::Driver()> load) : load_(std::move(load)) {}
     Kernels(const Kernels&) = delete;
     Kernels& operator=(const Kernels&) = delete;
@@ -58,7 +58,7 @@ class Kernels {
     void launch(const Call& call, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
                 cuda::Stream stream, Scratch& scratch);
 
-  private:
+private:
     struct Entry {
         Kernel kernel;
         cuda::Module module = nullptr;

@@ -133,7 +133,7 @@ struct Instance {
     const TypedOp* op = nullptr;
     ort::Api api;
     Attributes attributes;
-    mutable Scratch scratch;  // a session runs on one thread and one stream at a time
+    mutable Scratch scratch;  // of one run at a time: runners run a session on one thread and one stream
 
     struct Tensor {
         const void* data = nullptr;

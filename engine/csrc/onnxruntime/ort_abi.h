@@ -10,7 +10,7 @@ namespace nuwaxl::ort {
 
 constexpr std::uint32_t kApiVersion = 16;  // the first with kernels that return a status
 
-enum Type : int { kFloat = 1, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
+enum Type : int { kFloat = 1, kFloat16 = 10, kBFloat16 = 16 };
 enum Code : int { kFail = 1 };
 
 struct Status;
