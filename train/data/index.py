@@ -14,7 +14,7 @@ from nuwaxl.train.data.kept import kept
 from nuwaxl.train.data.libav import matroska_errors
 
 # What another release of ours or of libavformat learned may be something else.
-_LEARNED_BY: list[Any] = ["index", 2, *av.library_versions["libavformat"]]
+_LEARNED_BY: list[Any] = ["index", 3, *av.library_versions["libavformat"]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class VideoIndex:
 
     @classmethod
     def read(cls, container: InputContainer, path: Path) -> Self:
-        """Walk over all packets, and decode one. Raises InputError, naming `path`, for no whole upright video."""
+        """Walk over all packets, and decode one. Raises InputError, naming `path`, for no whole video, and
+        for one that players do not show as it is stored."""
         if not container.streams.video:
             raise unusable(path, "no video stream")
         stream = container.streams.video[0]
@@ -74,6 +75,13 @@ class VideoIndex:
         width, height = stream.codec_context.width, stream.codec_context.height
         if not width or not height:
             raise unusable(path, f"frames of {width} x {height} pixels")
+        shown = round(width * (stream.sample_aspect_ratio or 1))  # players stretch them so; decoders do not
+        if shown != width:
+            raise unusable(
+                path,
+                f"pixels that are not square: {width} x {height} that players show as {shown} x {height}",
+                'write square ones (ffmpeg -vf "scale=2*trunc(iw*sar/2):ih,setsar=1" does)',
+            )
         rate = stream.average_rate or stream.guessed_rate
         return cls(
             width,

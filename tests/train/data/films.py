@@ -42,9 +42,10 @@ def write_video(
     options: dict[str, str] | None = None,
     group: int = GROUP,
     keyframes: Collection[int] = (),
+    pixel_aspect: Fraction | None = None,
 ) -> None:
     """`times` are the frames' own in milliseconds, 25 a second if not given; `options` the container's; `keyframes`
-    those wanted besides one a group."""
+    those wanted besides one a group; `pixel_aspect` a pixel's width over its height, as the file says it."""
     encoder, encoder_options = CODECS[codec]
     if encoder not in av.codecs_available:
         pytest.skip(f"PyAV was built without {encoder}")
@@ -52,6 +53,8 @@ def write_video(
         stream = container.add_stream(encoder, rate=25, options=encoder_options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", group
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(frames):

@@ -285,3 +285,19 @@ def test_a_video_that_players_turn_is_refused_by_name(tmp_path: Path, degrees: i
     turn(path, degrees)
     with pytest.raises(InputError, match=rf"phone\.mp4; found pictures to be turned by -?{degrees} degrees"):
         VideoFile(path)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("h264", "mp4"), ("h264", "mkv"), ("vp9", "mp4"), ("av1", "mp4")])
+def test_a_video_whose_pixels_are_not_square_is_refused_by_name(tmp_path: Path, codec: str, suffix: str) -> None:
+    path = tmp_path / f"anamorphic.{suffix}"
+    write_video(path, codec, frames=3, pixel_aspect=Fraction(4, 3))
+    with pytest.raises(InputError, match=rf"anamorphic\.{suffix}; found pixels that are not square: 96 x 64 that players show as 128 x 64; "):
+        VideoFile(path)
+
+
+def test_pixels_whose_aspect_does_not_show_count_as_square(tmp_path: Path) -> None:
+    """Scaling leaves such ratios behind: 255:256 makes 95.6 of 96 pixels."""
+    path = tmp_path / "scaled.mp4"
+    write_video(path, frames=3, pixel_aspect=Fraction(255, 256))
+    with VideoFile(path) as file:
+        assert (file.width, file.height) == (WIDTH, HEIGHT)
