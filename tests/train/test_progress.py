@@ -12,8 +12,8 @@ from nuwaxl.train import progress
 from nuwaxl.train.data.episodes import EpisodeFolder
 from nuwaxl.train.loop import train
 from nuwaxl.train.progress import Progress
+from tests.train.regression import Regression, config
 from tests.train.small import mtd_task, run_config, write_tklvae
-from tests.train.test_loop import Regression, config
 
 
 @pytest.fixture

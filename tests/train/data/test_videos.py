@@ -291,7 +291,10 @@ def test_a_video_that_players_turn_is_refused_by_name(tmp_path: Path, degrees: i
 def test_a_video_whose_pixels_are_not_square_is_refused_by_name(tmp_path: Path, codec: str, suffix: str) -> None:
     path = tmp_path / f"anamorphic.{suffix}"
     write_video(path, codec, frames=3, pixel_aspect=Fraction(4, 3))
-    with pytest.raises(InputError, match=rf"anamorphic\.{suffix}; found pixels that are not square: 96 x 64 that players show as 128 x 64; "):
+    with pytest.raises(
+        InputError,
+        match=rf"anamorphic\.{suffix}; found pixels that are not square: 96 x 64 that players show as 128 x 64; ",
+    ):
         VideoFile(path)
 
 
