@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
         path.chmod(mode)  # safetensors leaves a file that its owner alone can read
     except (OSError, SafetensorError) as error:
         raise NuwaxlError(
-            f"writing {path} failed: {reason(error)}; make room on the disk, then go on by --resume"
+            f"writing {path} failed: {reason(error)}; make room on the disk, then start again, a training by --resume"
         ) from error
 
 
@@ -65,8 +65,11 @@ def load_into(module: nn.Module, path: Path, may_lack: str | None = None, *, map
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `final` once it is written, and is gone if that fails or is stopped."""
-    partial, old = (final.with_name(f"{final.name}.{what}") for what in ("partial", "old"))
+    """An empty folder that takes the place of `final` once it is written, and is gone if that fails or is stopped.
+
+    It is beside it, under a hidden name: model.old may be a copy that somebody keeps.
+    """
+    partial, old = (final.with_name(f".{final.name}.{what}") for what in ("partial", "old"))
     for left in (partial, old):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -81,6 +84,21 @@ def whole_folder(final: Path) -> Iterator[Path]:
             old.rename(final)
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """`whole_folder` for a folder that is not there yet. Raises InputError if it is, or cannot be made."""
+    if final.exists():
+        raise InputError(expected=f"no {final} yet", found="one", fix="remove it or name another")
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(whole_folder(final))
+        except OSError as error:
+            raise InputError(
+                expected=f"a folder that can be made at {final}", found=reason(error), fix="name another"
+            ) from error
+        yield partial
 
 
 def latest(folder: Path) -> Path | None:
@@ -120,9 +138,9 @@ def save_training(
 
 def _drop(folder: Path, keep: int, ignore_errors: bool = False) -> None:
     for old in sorted(folder.glob(f"{_PREFIX}*[0-9]"))[:-keep]:
-        old.rename(old.with_name(f"{old.name}.old"))  # half a checkpoint must not look like one
+        old.rename(old.with_name(f".{old.name}.old"))  # half a checkpoint must not look like one
     # What a kill left too, of any step: a resumed run may write its checkpoints at others.
-    for left in (*folder.glob(f"{_PREFIX}*.old"), *folder.glob(f"{_PREFIX}*.partial")):
+    for left in (*folder.glob(f".{_PREFIX}*.old"), *folder.glob(f".{_PREFIX}*.partial")):
         shutil.rmtree(left, ignore_errors)
 
 
@@ -179,17 +197,10 @@ def pack(model: Path, out: Path) -> int:
         raise InputError(
             expected=f"a model directory at {model}", found="no config.json", fix="name OUT/model of a run"
         )
-    if out.exists():
-        raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
-    try:
-        out.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder that can be made at {out}", found=reason(error), fix="name another"
-        ) from error
-    for path in sorted(model.iterdir()):
-        if path.suffix == ".safetensors":
-            save_weights({name: tensor.half() for name, tensor in load_weights(path).items()}, out / path.name)
-        else:
-            shutil.copyfile(path, out / path.name)
+    with new_folder(out) as folder:
+        for path in sorted(model.iterdir()):
+            if path.suffix == ".safetensors":
+                save_weights({name: tensor.half() for name, tensor in load_weights(path).items()}, folder / path.name)
+            else:
+                shutil.copyfile(path, folder / path.name)
     return sum(path.stat().st_size for path in out.iterdir())

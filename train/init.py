@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from nuwaxl.errors import InputError, reason
-from nuwaxl.train.checkpoint import save_weights
+from nuwaxl.errors import InputError
+from nuwaxl.train.checkpoint import new_folder, save_weights
 from nuwaxl.train.config import ModelConfig, MTDConfig, TextConfig, TKLVAEConfig
 from nuwaxl.train.diffusers_folder import latent_statistics, read_config
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.pretrained import load_published
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
-from nuwaxl.train.tokenizer import clip_tokenizer
+from nuwaxl.train.tokenizer import clip_tokenizer, save_tokenizer
 
 
 def load_tklvae(source: Path, config: TKLVAEConfig) -> TKLVAE:
@@ -58,36 +55,12 @@ def init_model(
             found=str(tokenizer.get_vocab_size()),
             fix="name a folder whose tokenizer and text encoder belong together",
         )
-    with whole_directory(out) as folder:
+    with new_folder(out) as folder:
         # One network after the other, since each may fill gigabytes.
         torch.manual_seed(seed)
         save_weights(load_text(source, config.text).state_dict(), folder / "text.safetensors")
         save_weights(load_tklvae(source, config.tklvae).state_dict(), folder / "tklvae.safetensors")
         save_weights(load_mtd(source, config.mtd).state_dict(), folder / "mtd.safetensors")
-        tokenizer.save(str(folder / "tokenizer.json"))
+        save_tokenizer(tokenizer, folder / "tokenizer.json")
         config.save(folder / "config.json")
     return config
-
-
-@contextmanager
-def whole_directory(out: Path) -> Iterator[Path]:
-    """A new directory beside `out` that takes its name once all of the body is done, and vanishes if it fails.
-
-    Raises InputError if `out` is there already, or cannot be made.
-    """
-    if out.exists():
-        raise InputError(expected=f"no {out} yet", found="one", fix="remove it or name another")
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(
-            expected=f"a folder that can be made at {out}", found=reason(error), fix="name another"
-        ) from error
-    try:
-        yield partial
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

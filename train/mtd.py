@@ -27,7 +27,7 @@ from nuwaxl.train.recompute import recompute_layers
 from nuwaxl.train.resume import captions_fingerprint, check_unchanged, files_fingerprint, fingerprint
 from nuwaxl.train.run import RunConfig
 from nuwaxl.train.task import Game, Objective
-from nuwaxl.train.tokenizer import load_tokenizer, train_tokenizer
+from nuwaxl.train.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -240,5 +240,5 @@ class MTDTask:
         for name, state in weights.items():
             checkpoint.save_weights(state, folder / f"{name}.safetensors")
         checkpoint.save_weights(self.vae.state_dict(), folder / "tklvae.safetensors")
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        save_tokenizer(self.tokenizer, folder / "tokenizer.json")
         self.config.save(folder / "config.json")

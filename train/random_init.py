@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nuwaxl.train.checkpoint import save_weights
+from nuwaxl.train.checkpoint import new_folder, save_weights
 from nuwaxl.train.config import ModelConfig, require_frame_size
-from nuwaxl.train.init import whole_directory
 from nuwaxl.train.networks.mtd import MTD
 from nuwaxl.train.networks.text import CLIPText
 from nuwaxl.train.networks.tklvae import TKLVAE
-from nuwaxl.train.tokenizer import train_tokenizer
+from nuwaxl.train.tokenizer import save_tokenizer, train_tokenizer
 
 _SHARE = 0.2  # of an ordinary layer's deviation, 1 / sqrt(its inputs)
 
@@ -32,13 +31,13 @@ def random_model(config: ModelConfig, out: Path, seed: int = 0) -> None:
 
     Raises InputError if `out` is there already.
     """
-    with whole_directory(out) as folder:
+    with new_folder(out) as folder:
         torch.manual_seed(seed)
         # One network after the other, since each may fill gigabytes.
         save_weights(moved(CLIPText(config.text)).state_dict(), folder / "text.safetensors")
         save_weights(moved(TKLVAE(config.tklvae)).state_dict(), folder / "tklvae.safetensors")
         save_weights(moved(MTD(config.mtd)).state_dict(), folder / "mtd.safetensors")
-        train_tokenizer([], config.text.vocabulary, config.text.tokens).save(str(folder / "tokenizer.json"))
+        save_tokenizer(train_tokenizer([], config.text.vocabulary, config.text.tokens), folder / "tokenizer.json")
         config.save(folder / "config.json")
 
 

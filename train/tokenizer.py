@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nuwaxl.errors import InputError, reason
+from nuwaxl.files import write_file
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -71,6 +72,11 @@ def clip_tokenizer(folder: Path, tokens: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
     return _framed(tokenizer, tokens)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer.json. Raises NuwaxlError, naming the file, if it cannot be written."""
+    write_file(path, tokenizer.to_str(pretty=True).encode())
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

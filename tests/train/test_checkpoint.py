@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_half_removed_does_not_look_like_one(
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
-    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
+    assert [path.name for path in tmp_path.glob("*step_*")] == ["step_00000040"]
 
 
 def test_a_checkpoint_that_is_about_to_be_removed_is_removed_when_the_run_is_stopped(
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_is_about_to_be_removed_is_removed_when_the_run_is_sto
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
-    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000040"]
+    assert [path.name for path in tmp_path.glob("*step_*")] == ["step_00000040"]
 
 
 def test_a_stop_while_what_a_folder_replaced_is_removed_leaves_nothing_of_it(
@@ -98,17 +98,25 @@ def test_a_stop_while_what_a_folder_replaced_is_removed_leaves_nothing_of_it(
     assert files(final) == {"new": b""}
 
 
+def test_folders_of_somebodys_own_are_left_alone(tmp_path: Path) -> None:
+    own = [tmp_path / name for name in ("model.old", "model.partial", "step_00000020.old", "step_00000020.partial")]
+    for folder in own:
+        folder.mkdir()
+    train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
+    assert all(folder.exists() for folder in own)
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_removed_by_the_next_one_of_any_step(tmp_path: Path) -> None:
-    for left in ("step_00000007.partial", "step_00000007.old"):
+    for left in (".step_00000007.partial", ".step_00000007.old"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "line.safetensors").touch()
     train(Regression(), config(tmp_path, steps=20), resume=True, show_progress=False)
-    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000020"]
+    assert [path.name for path in tmp_path.glob("*step_*")] == ["step_00000020"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     train(Regression(), config(tmp_path, keep_checkpoints=1), resume=False, show_progress=False)
-    assert [p.name for p in tmp_path.glob("step_*")] == ["step_00000060"]
+    assert [p.name for p in tmp_path.glob("*step_*")] == ["step_00000060"]
 
 
 def test_the_model_is_the_average_and_the_checkpoint_the_last_weights(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_an_interrupted_init_leaves_nothing_and_the_next_one_does_not_mind_a_kil
     sd: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
-        assert (tmp_path / "model.partial" / "tklvae.safetensors").exists()
+        assert (tmp_path / ".model.partial" / "tklvae.safetensors").exists()
         raise KeyboardInterrupt
 
     command = ["init", "--from", str(sd), str(tmp_path / "model"), *SIZE]
@@ -276,8 +276,8 @@ def test_an_interrupted_init_leaves_nothing_and_the_next_one_does_not_mind_a_kil
         patch.setattr("nuwaxl.train.init.load_mtd", stop)
         assert main(command) == 130
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "model.partial").mkdir()
-    (tmp_path / "model.partial" / "half.safetensors").touch()
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "half.safetensors").touch()
     assert main(command) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(p.name for p in model.iterdir())

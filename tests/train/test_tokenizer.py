@@ -1,8 +1,11 @@
 """The caption tokenizer: CLIP's conventions at the demo's size."""
 
+from pathlib import Path
+
 import pytest
 
-from nuwaxl.train.tokenizer import END, START, train_tokenizer
+from nuwaxl.errors import NuwaxlError
+from nuwaxl.train.tokenizer import END, START, save_tokenizer, train_tokenizer
 
 CAPTIONS = [f"{who} walks to the {side} on the beach" for who in ("Mona", "Rex") for side in ("left", "right")]
 
@@ -33,3 +36,8 @@ def test_training_words_are_single_tokens_and_new_words_are_spelt(tokenizer) -> 
 def test_training_is_deterministic() -> None:
     first, second = (train_tokenizer(reversed(CAPTIONS), 360, 12).to_str() for _ in range(2))
     assert first == second == train_tokenizer(CAPTIONS, 360, 12).to_str()
+
+
+def test_a_tokenizer_that_cannot_be_written_is_told_of_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(NuwaxlError, match=r"writing .*tokenizer\.json failed: No such file or directory"):
+        save_tokenizer(train_tokenizer([], 258, 3), tmp_path / "absent" / "tokenizer.json")
