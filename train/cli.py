@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,9 +104,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from nuwaxl.train.tklvae import TKLVAETask
 
     tables = read_tables(arguments.config)
-    run = from_table(RunConfig, tables.get("run", {}), f"[run] of {arguments.config}")
-    given = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
-    run = dataclasses.replace(run, **{name: value for name, value in given.items() if value is not None})
+    options = {name: getattr(arguments, name) for name in ("data", "out", "steps", "device")}
+    given = {name: value for name, value in options.items() if value is not None}
+    run = from_table(RunConfig, {**tables.get("run", {}), **given}, f"[run] of {arguments.config}")
     check_output(run, arguments.resume)  # before the task indexes videos and encodes them
     with heed_one_signal():
         try:

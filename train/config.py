@@ -24,6 +24,11 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         raise InputError(
             expected=f"keys of {where} among {sorted(known)}", found=f"{unknown}", fix="correct or remove them"
         )
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in table]  # type: ignore[arg-type]
+    if missing:
+        raise InputError(
+            expected=f"the keys of {where} that have no default", found=f"none of {missing}", fix="add them"
+        )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     hints = get_type_hints(cls)
     for key, value in values.items():
@@ -31,10 +36,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             raise InputError(
                 expected=f"{key} of {where} to be {_describe(hints[key])}", found=repr(value), fix="correct it"
             )
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise InputError(expected=f"a complete table {where}", found=str(error), fix="add the missing keys") from None
+    return cls(**values)
 
 
 def _fits(value: object, hint: Any) -> bool:

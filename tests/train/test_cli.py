@@ -191,7 +191,7 @@ def test_latents_of_a_folder_or_by_weights_that_cannot_be_used_are_status_2(
     ("text", "message"),
     [
         ("not toml [", "a TOML file"),
-        ('[run]\ndata = "x"\n', "missing 4 required"),
+        ('[run]\ndata = "x"\n', "found none of ['out', 'steps', 'batch_size', 'learning_rate']; add them"),
         ('[run]\ndata = "x"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\ncolour = 3\n', "colour"),
         ('[run]\ndata = "no/such"\nout = "y"\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\n', "no/such"),
         (RUN.format(rate="inf"), "learning_rate to be finite"),
@@ -214,6 +214,14 @@ def test_bad_configurations_are_one_line_and_status_2(
     assert message in error
     assert "\n" not in error
     assert list(tmp_path.iterdir()) == [path]  # no output folder either
+
+
+def test_options_stand_for_keys_that_the_file_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[run]\nbatch_size = 1\nlearning_rate = 1.0\n")
+    options = ["--data", "no/such", "--out", str(tmp_path / "out"), "--steps", "1", "--device", "cpu"]
+    assert main(["tklvae", str(path), *options]) == 2
+    assert "a folder at no/such" in capsys.readouterr().err
 
 
 def test_a_value_in_the_place_of_a_table_is_one_line_and_status_2(
@@ -273,11 +281,21 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert capsys.readouterr().err.endswith("pip install 'nuwaxl[train]'\n")
 
 
+def test_packing_that_is_stopped_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        assert any(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_weights", stop)
+    assert main(["pack", str(trained / "mtd" / "model"), str(tmp_path / "packed")]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_cannot_be_packed_where_nothing_can_be_made(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert main(["pack", str(trained / "mtd" / "model"), str(tmp_path / "file" / "out")]) == 2
 
 
 def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(NuwaxlError, match=r"writing .* failed: .*--resume"):
+    with pytest.raises(NuwaxlError, match=r"writing .* failed: .*make room on the disk.*a training by --resume"):
         checkpoint.save_weights({"weight": torch.zeros(4)}, tmp_path / "absent" / "weights.safetensors")
