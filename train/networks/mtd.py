@@ -60,6 +60,16 @@ class _Block(nn.Module):
         self.resample = resample
 
 
+def _injection_places(config: MTDConfig) -> list[tuple[int, bool]]:
+    """The level of every layer in the order of use (down, middle, up), and whether it injects the condition: the
+    ablations MI and SI of Table 2b."""
+    last = len(config.block_channels) - 1
+    down = [level for level in range(last + 1) for _ in range(config.layers_per_block)] + [last]
+    up = [level for level in reversed(range(last + 1)) for _ in range(config.layers_per_block + 1)]
+    places = [(level, False) for level in down] + [(level, True) for level in up]
+    return [(level, (upward or config.symmetric) and (config.multi_scale or level == 0)) for level, upward in places]
+
+
 class MTD(nn.Module):
     """eps_theta(x_t, p, t, x_0^c) of eq. 5 for segments of L frames, global (mask all 0) and local alike."""
 
@@ -95,32 +105,15 @@ class MTD(nn.Module):
 
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
-        self.injection = ConditionInjection(config, self._injected_levels())
-
-    def _injected_levels(self) -> list[int]:
-        """The level of each injecting layer, in the order down, middle, up (ablations MI and SI of Table 2b)."""
-        config = self.config
-        last = len(config.block_channels) - 1
-        down = [level for level in range(last + 1) for _ in range(config.layers_per_block)] + [last]
-        up = [level for level in reversed(range(last + 1)) for _ in range(config.layers_per_block + 1)]
-        levels = (down if config.symmetric else []) + up
-        return levels if config.multi_scale else [level for level in levels if level == 0]
-
-    def _injects(self, level: int, upward: bool) -> bool:
-        return (upward or self.config.symmetric) and (self.config.multi_scale or level == 0)
+        places = _injection_places(config)
+        self._injects = [injects for _, injects in places]
+        self.injection = ConditionInjection(config, [level for level, injects in places if injects])
 
     def _layers(self) -> list[tuple[_Layer, bool]]:
         """Every layer in the order of use, with whether it injects the condition."""
-        last = len(self.config.block_channels) - 1
-        down = [
-            (layer, self._injects(level, False))
-            for level, block in enumerate(self.down_blocks)
-            for layer in block.layers
-        ]
-        up = [
-            (layer, self._injects(last - i, True)) for i, block in enumerate(self.up_blocks) for layer in block.layers
-        ]
-        return [*down, (self.mid_layer, self._injects(last, False)), *up]
+        down = [layer for block in self.down_blocks for layer in block.layers]
+        up = [layer for block in self.up_blocks for layer in block.layers]
+        return list(zip([*down, self.mid_layer, *up], self._injects, strict=True))
 
     def prompt_keys_values(self, prompt: Tensor) -> list[Tensor]:
         """Prompt embeddings (n, l_p, d_p) -> keys and values (n, l_p, 2c) of every layer with attention."""
