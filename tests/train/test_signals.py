@@ -29,6 +29,14 @@ def configuration(cartoons: Path, out: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(cartoons: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """The output of a training that nothing stopped."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    assert main(["tklvae", str(configuration(cartoons, out))]) == 0
+    return out
+
+
 def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
     deadline = time.monotonic() + 120
     while not list(out.glob("step_*[0-9]")):
@@ -47,10 +55,9 @@ def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
     ],
 )
 def test_a_stopped_process_says_so_and_goes_on_bit_equal(
-    cartoons: Path, tmp_path: Path, sent: signal.Signals, status: int, said: str
+    cartoons: Path, tmp_path: Path, whole: Path, sent: signal.Signals, status: int, said: str
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main(["tklvae", str(configuration(cartoons, whole))]) == 0
+    parts = tmp_path / "parts"
     config = configuration(cartoons, parts)
     command = [sys.executable, "-m", "nuwaxl.train", "tklvae", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
