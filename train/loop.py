@@ -28,7 +28,7 @@ from nuwaxl.train.update import Update
 def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path:
     """Train to `run.steps`; writes log.jsonl, step_*/ and model/ below `run.out`. Returns the path of model/."""
     processes = Processes.join(run)
-    previous = check_output(run, resume)
+    check_output(run, resume)
     with contextlib.ExitStack() as stack:
         if processes.leads:
             out = Path(run.out)
@@ -41,6 +41,7 @@ def train(task: Task, run: RunConfig, resume: bool, show_progress: bool) -> Path
                     fix="wait for it or stop it, or name another folder by --out",
                 )
             )
+        previous = check_output(run, resume)  # again: another training may have ended before the lock was ours
         return _train(task, run, processes, previous, show_progress)
 
 

@@ -4,13 +4,14 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nuwaxl.errors import InputError
-from nuwaxl.train import checkpoint
+from nuwaxl.train import checkpoint, loop
 from nuwaxl.train.distributed import Share
 from nuwaxl.train.loop import check_output, train
 from nuwaxl.train.task import Objective
@@ -137,3 +138,22 @@ def test_a_changed_task_is_refused_on_resume_by_key(tmp_path: Path) -> None:
 def test_numbers_without_sense_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"\[run\] {name} to be .*found {value}"):
         config(Path("unused"), **{name: value})
+
+
+@pytest.fixture
+def _another_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a training is about to have its folder for itself, another one runs there from its beginning to its end."""
+    alone_in = loop.alone_in
+
+    def late(*folder: Any, **texts: Any) -> Any:
+        monkeypatch.setattr(loop, "alone_in", alone_in)
+        train(Regression(), config(tmp_path, keep_checkpoints=1), resume=True, show_progress=False)
+        return alone_in(*folder, **texts)
+
+    monkeypatch.setattr(loop, "alone_in", late)
+
+
+@pytest.mark.usefixtures("_another_goes_first")
+def test_a_training_that_came_first_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no earlier training.*--resume"):
+        train(Regression(), config(tmp_path), resume=False, show_progress=False)
