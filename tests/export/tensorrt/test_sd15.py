@@ -23,8 +23,7 @@ NAMES = ("decode", "encode", "prepare", "step", "text")
 LEAST_WEIGHT_BYTES = {"text": 4.9e8, "step": 3.4e9, "prepare": 1e8, "decode": 1.9e8, "encode": 1.3e8}
 
 
-# Of step's 3.8 GB of zeros a machine that is short of memory makes a minute.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "step" else n for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_tensorrt_rtx_reads_it_with_the_tensors_of_a_bundle(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra tensorrt-rtx")
     path = shutil.copy(GRAPHS / f"{name}.onnx", tmp_path)
