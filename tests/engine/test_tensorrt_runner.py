@@ -1,29 +1,23 @@
 """The TensorRT runner over fakes of CUDA and of TensorRT, against the ONNX Runtime runner. None of it ran on a GPU."""
 
 import gc
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nuwaxl.engine import Engine
-from nuwaxl.engine.bundle import Bundle, write_plans
-from nuwaxl.engine.bundle_schema import TensorSpec
-from nuwaxl.engine.devices import Worker, parse_devices
-from nuwaxl.engine.runners import opening, tensorrt
+from nuwaxl.engine.bundle import Bundle
+from nuwaxl.engine.devices import Worker
+from nuwaxl.engine.runners import tensorrt
 from nuwaxl.engine.runners.base import Denoising, Runner, Segments
-from nuwaxl.engine.runners.device import cuda as device_cuda
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner
-from nuwaxl.engine.runners.stored import from_stored, to_stored
-from nuwaxl.engine.runners.tensorrt import TensorRTRunner, split
-from nuwaxl.errors import DeviceLost, InputError, RenderError
+from nuwaxl.engine.runners.tensorrt import split
+from nuwaxl.errors import DeviceLost, RenderError
 
 from .fake_cuda import Status
-from .fake_tensorrt import plan_bytes
-from .tensorrt_machine import BATCHES, GPU, Machine
+from .tensorrt_machine import GPU, Machine
 
 ROW = np.array([[0.9, -0.3, 0.2, 0.7, 0.4, 0]], dtype=np.float32)  # with a part of the history
 
@@ -223,88 +217,6 @@ def test_closing_frees_everything(machine: Machine) -> None:
     assert not machine.cuda.live
 
 
-def test_text_and_encode_are_loaded_at_their_first_use(machine: Machine) -> None:
-    loaded: list[str] = []
-    load = TensorRTRunner._load
-
-    def recorded(self: TensorRTRunner, graphs: tuple[str, ...]) -> None:
-        loaded.extend(graphs)
-        load(self, graphs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TensorRTRunner, "_load", recorded)
-        runner = machine.runner()
-        assert loaded == ["prepare", "step", "decode"]
-        runner.encode_text(np.zeros((1, 3), dtype=np.int64))
-    assert loaded[3:] == ["text"]
-
-
-def test_the_device_is_opened_by_its_name(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_cuda, "load_cuda", lambda: machine.cuda)
-    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda runtime: machine.trt)
-    bundle = Bundle.open(machine.folder)
-    workers, runners = opening.open_local(bundle, parse_devices("tensorrt"))
-    assert isinstance(runners[0], TensorRTRunner)
-    assert [(each.name, each.processor) for each in workers] == [("tensorrt:0", "NVIDIA Fake, tensorrt 11.4.0")]
-    runners[0].close()
-    assert not machine.cuda.live
-    with pytest.raises(InputError, match="--target tensorrt-rtx"):
-        opening.open_local(bundle, parse_devices("tensorrt-rtx"))
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (lambda machine: setattr(machine.trt, "__version__", "11.5.0"), "one for tensorrt 11.4.0"),
-        (lambda machine: setattr(machine.cuda, "capability", (10, 0)), "one for SM 90"),
-    ],
-)
-def test_another_version_or_gpu_than_the_plans_is_refused(
-    machine: Machine, change: Callable[[Machine], None], found: str
-) -> None:
-    change(machine)
-    with pytest.raises(InputError, match=f"{found}; run nuwaxl-export .* --target tensorrt, on this machine"):
-        machine.runner()
-    assert not machine.cuda.live
-
-
-def test_an_engine_that_is_not_what_the_manifest_says_is_refused(machine: Machine) -> None:
-    bundle = Bundle.open(machine.folder)
-    for graph, batches, message in (
-        ("decode", BATCHES, "other tensors"),
-        ("prepare", (1, 4), r"of shapes .* in profile 1"),
-        ("prepare", (1,), "1 profiles"),
-    ):
-        plan = next(plan for plan in machine.plans if plan.graph == "prepare")
-        (machine.folder / plan.file).write_bytes(plan_bytes(bundle.file(graph), batches))
-        write_plans(machine.folder, machine.plans)
-        with pytest.raises(InputError, match=message):
-            machine.runner()
-    machine.trt.refuse = True
-    with pytest.raises(InputError, match="TensorRT refused to load it"):
-        machine.runner()
-
-
-def test_a_damaged_plan_is_refused_by_who_uses_it(machine: Machine) -> None:
-    step, text = (next(plan for plan in machine.plans if plan.graph == graph) for graph in ("step", "text"))
-    (machine.folder / text.file).unlink()
-    runner = machine.runner()  # it does not use it yet
-    with pytest.raises(InputError, match=f"{text.file}; found No such file or directory; build it again: nuw"):
-        runner.encode_text(np.zeros((1, 3), dtype=np.int64))
-    (machine.folder / step.file).write_bytes(b"")
-    with pytest.raises(InputError, match=f"{step.file}; found 0 bytes; build it again: nuwaxl-export .* --batches 1,2"):
-        machine.runner()
-    Engine.open(machine.folder, devices="cpu").close()
-
-
-def test_plans_without_a_common_batch_are_refused(machine: Machine) -> None:
-    others = machine.add_plans((4,), (GPU,))
-    mixed = [new if new.graph == "step" else old for new, old in zip(others, machine.plans, strict=True)]
-    write_plans(machine.folder, mixed)
-    with pytest.raises(InputError, match=r"with a batch in common; found \(1, 2\) and \(4,\)"):
-        machine.runner()
-
-
 def test_a_call_that_tensorrt_refuses_is_an_error(machine: Machine) -> None:
     runner = machine.runner()
     batch = runner.start(segments(2))
@@ -336,21 +248,6 @@ def test_segments_for_which_there_is_no_memory_leave_no_memory_taken(machine: Ma
     assert batch.latents([0, 1]).shape[0] == 2
 
 
-def test_tensorrt_rtx_starts_with_what_it_compiled_before(own_bundle: Path, tmp_path: Path) -> None:
-    machine = Machine(own_bundle, "tensorrt-rtx")
-    machine.runner().close()
-    assert machine.trt.caches == []
-    machine.runner()
-    assert machine.trt.caches == [b"compiled"] * 3
-    kept = {path.name for path in (tmp_path / "cache" / "tensorrt-rtx").iterdir()}
-    loop = [plan for plan in machine.plans if plan.graph in ("prepare", "step", "decode")]
-    assert kept == {f"{Path(plan.file).stem}-90.cache" for plan in loop}, "one for each generation of GPUs"
-    plain = Machine(own_bundle, "tensorrt")
-    plain.runner().close()
-    plain.runner()
-    assert plain.trt.caches == []
-
-
 def test_a_video_is_rendered_as_on_the_cpu(
     machine: Machine, tiny_bundle: Path, story_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,37 +271,3 @@ def test_rows_go_into_full_buckets_of_the_largest_and_the_smallest_that_holds_th
     assert split(3, (1, 4, 8)) == [(4, 3)]
     assert split(21, (8, 1, 4)) == [(8, 8), (8, 8), (8, 5)]
     assert split(16, (4, 8)) == [(8, 8), (8, 8)]
-
-
-def test_bfloat16_is_rounded_to_the_nearest_even_and_read_back() -> None:
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    values = np.concatenate(
-        [
-            rng.standard_normal(10_000) * 10.0 ** rng.integers(-30, 30, 10_000),
-            [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1.00390625, 1.01171875, 1e-45],
-        ]
-    ).astype(np.float32)
-    expected = torch.tensor(values).to(torch.bfloat16)
-    stored = to_stored(values, "bfloat16")
-    assert stored.dtype == np.uint16
-    np.testing.assert_array_equal(from_stored(stored, "bfloat16"), expected.float().numpy())
-
-
-def test_a_tensor_is_stored_in_the_type_of_its_spec() -> None:
-    spec = TensorSpec("x", ("batch", 2), "float16")
-    assert to_stored(np.ones((3, 2), np.float32), spec.dtype).dtype == np.float16
-
-
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_a_missing_package_is_named_with_its_extra(own_bundle: Path, runtime: str) -> None:
-    if importlib.util.find_spec("tensorrt") is not None or runtime == "tensorrt-rtx":
-        import nuwaxl.engine.runners.tensorrt_module as module
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-            with pytest.raises(InputError, match=rf"nuwaxl\[{runtime}\]"):
-                Engine.open(own_bundle, devices=f"{runtime}:0")
-        return
-    with pytest.raises(InputError, match=r"the package tensorrt; found .*nuwaxl\[tensorrt\]"):
-        Engine.open(own_bundle, devices="tensorrt:0")
