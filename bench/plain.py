@@ -2,7 +2,6 @@
 fixed sizes, whose tensors stay where they are for its CUDA graphs."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
@@ -37,8 +36,8 @@ def step(
 def prepare(mtd: MTD, segments: Segments, device: torch.device) -> Prepared:
     """What `step` takes besides, of a batch and of its negative prompts."""
     dtype = mtd.conv_in.weight.dtype
-    tensors = (segments.prompt, segments.negative, segments.condition, segments.mask)
-    prompt, negative, condition, mask = (torch.from_numpy(array).to(device, dtype) for array in tensors)
+    given = segments.given.values()
+    prompt, negative, condition, mask = (torch.from_numpy(array).to(device, dtype) for array in given)
     prompts = torch.cat([prompt, negative[:, None].expand_as(prompt)])
     # The same for both prompts, so computed once; in the layout that the convolutions use.
     injections = [
@@ -83,8 +82,7 @@ class PlainNetworks:
         count = len(segments.x)
         size = self.filled(count)
         if size > count:
-            rows = [*range(count), *[count - 1] * (size - count)]
-            segments = Segments(*(getattr(segments, field.name)[rows] for field in fields(Segments)))
+            segments = segments.part([*range(count), *[count - 1] * (size - count)])
         x = _sent(segments.x, self._device, torch.float32)
         inputs = self._keep(size, (x, torch.zeros_like(x), prepare(self._mtd, segments, self._device)))
         return PlainBatch(partial(self._step, self._mtd), count, self._device, *inputs)
@@ -157,8 +155,7 @@ def render(job: Job, networks: PlainNetworks, most: int) -> list[Clip]:
     job.encode_text(runner, lambda: None)
 
     def begin(segments: list[int]) -> Segments:
-        begun = [job.begin(segment) for segment in segments]
-        return Segments(*(np.concatenate([getattr(one, field.name) for one in begun]) for field in fields(Segments)))
+        return Segments.joined([job.begin(segment) for segment in segments])
 
     def depth(segments: list[int]) -> int:
         return request.plan.segment(segments[0]).depth

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
+FEEDBACK = {"x_next": "x", "x0": "history"}  # outputs of one call of the step graph that are inputs of the next
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -28,6 +30,21 @@ class Segments:
     negative: Float32
     condition: Float32
     mask: Float32
+
+    @property
+    def given(self) -> dict[str, Float32]:
+        """All but the noise: the inputs of the prepare graph, by name and in its order."""
+        return {"prompt": self.prompt, "negative": self.negative, "condition": self.condition, "mask": self.mask}
+
+    def part(self, rows: slice | Sequence[int]) -> "Segments":
+        """Some of the segments."""
+        return Segments(self.x[rows], **{name: array[rows] for name, array in self.given.items()})
+
+    @staticmethod
+    def joined(parts: "Sequence[Segments]") -> "Segments":
+        """The segments of all parts, in order."""
+        given = {name: np.concatenate([part.given[name] for part in parts]) for name in parts[0].given}
+        return Segments(np.concatenate([part.x for part in parts]), **given)
 
 
 class Denoising(Protocol):

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.bundle_schema import TensorSpec
 from nuwaxl.engine.runners.arrivals import Arrivals
-from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.runners.base import FEEDBACK, Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Device, Stream
 from nuwaxl.engine.runners.slots import Rows, Tensor, Tensors, both_ends, bucket, copy_rows, room
 from nuwaxl.engine.runners.staging import Stages, Staging
 from nuwaxl.errors import DeviceLost
 
-_HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 _ROWS = ("timestep", "coefficients", "guidance")  # what comes from the host at every step
 _BFLOAT16 = 16  # ONNX's number of the type, which numpy does not have
 _STAGES = 2  # the host is at most so many steps ahead of the device
@@ -119,10 +118,7 @@ class BoundRunner:
             self._prepared = both_ends(self.device, self.graphs["prepare"], 1)
         source, state = self._prepared
         for number in range(len(segments.x)):
-            given = {
-                source[name].at(0): getattr(segments, name)[number]
-                for name in ("prompt", "negative", "condition", "mask")
-            }
+            given = {source[name].at(0): array[number] for name, array in segments.given.items()}
             self.staging.send(self.stream, given)
             self.run("prepare", source, state, 1)
             put(state, number)
@@ -249,7 +245,7 @@ class StepSlots:
         stage = self._stages.send(stream, sent)
         binding, number = self._binding(count)
         self._runner.run_bound("step", binding, number)
-        for output, name in _HISTORY.items():
+        for output, name in FEEDBACK.items():
             stream.copy(tensors[name].at(0), tensors[output].at(0), count * tensors[name].row_bytes)
         stage.passed(stream)
 
@@ -319,7 +315,7 @@ class BoundDenoising:
         moves = self._rows.keep(slots)
         if moves:
             for name, tensor in self._tensors.all().items():
-                if name not in (*_HISTORY, *_ROWS, "noise"):
+                if name not in (*FEEDBACK, *_ROWS, "noise"):
                     copy_rows(self._runner.stream, tensor.at, tensor.at, moves, tensor.row_bytes)
 
     @property

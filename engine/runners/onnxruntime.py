@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.devices import Worker
-from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.runners.base import FEEDBACK, Float32, Segments, UInt8
 from nuwaxl.errors import InputError
 
 _PRECISIONS = ("fp32", "fp16")
 _OF_PICTURES = ("decode", "encode")
-_HISTORY = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 
 
 class OnnxRuntimeRunner:
@@ -55,16 +54,7 @@ class OnnxRuntimeRunner:
 
     def prepare(self, segments: Segments) -> dict[str, Any]:
         """The step graph's tensors of segments that begin, by name: state, x, history."""
-        state = self.run(
-            "prepare",
-            {
-                "prompt": segments.prompt,
-                "negative": segments.negative,
-                "condition": segments.condition,
-                "mask": segments.mask,
-            },
-        )
-        return {**state, "x": segments.x, "history": np.zeros_like(segments.x)}
+        return {**self.run("prepare", segments.given), "x": segments.x, "history": np.zeros_like(segments.x)}
 
     def step(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """One call of the step graph: its inputs and its outputs by name."""
@@ -154,7 +144,7 @@ class OnnxRuntimeDenoising:
                 "guidance": guidance,
             }
         )
-        for output, name in _HISTORY.items():
+        for output, name in FEEDBACK.items():
             self._tensors[name] = outputs[output]
 
     def latents(self, slots: Sequence[int]) -> Float32:

@@ -17,7 +17,7 @@ from nuwaxl.engine.bundle import Bundle
 from nuwaxl.engine.costs import cache_folder
 from nuwaxl.engine.devices import Worker
 from nuwaxl.engine.plans import Target, build_hint, find_plan
-from nuwaxl.engine.runners.base import Float32, Segments, UInt8
+from nuwaxl.engine.runners.base import FEEDBACK, Float32, Segments, UInt8
 from nuwaxl.engine.runners.device.base import Stream
 from nuwaxl.engine.runners.device.cuda import CudaDevice
 from nuwaxl.engine.runners.slots import Tensors
@@ -29,7 +29,6 @@ from nuwaxl.errors import InputError, RenderError
 
 Arrays = dict[str, NDArray[Any]]
 _LOOP = ("prepare", "step", "decode")  # loaded at once; the others at their first use
-_FEEDBACK = {"x_next": "x", "x0": "history"}  # outputs of one step that are inputs of the next
 
 
 class TensorRTRunner:
@@ -120,7 +119,7 @@ class TensorRTRunner:
         lanes = self.lanes(len(segments.x))
         try:
             for lane, count in lanes:
-                lane.prepare(_cut(segments, start, start + count), self._transfers)
+                lane.prepare(segments.part(slice(start, start + count)), self._transfers)
                 rows += [(lane, row) for row in range(count)]
                 start += count
         except BaseException:
@@ -312,7 +311,7 @@ class _Lane:
         self.bucket = bucket
         self._stream = runner.stream
         state = {spec.name for spec in prepare.graph.outputs}
-        self._kept = [*state, *_FEEDBACK.values()]  # what a segment is, beside what each call brings
+        self._kept = [*state, *FEEDBACK.values()]  # what a segment is, beside what each call brings
         with ExitStack() as undo:  # contexts are freed with their engine
             self.tensors = runner.memory((*step.graph.inputs, *step.graph.outputs), bucket)
             undo.callback(self.tensors.free)
@@ -328,13 +327,7 @@ class _Lane:
 
     def prepare(self, segments: Segments, transfers: Transfers) -> None:
         """Begin segments, in the first rows."""
-        given = {
-            "prompt": segments.prompt,
-            "negative": segments.negative,
-            "condition": segments.condition,
-            "mask": segments.mask,
-        }
-        transfers.upload(self._given, given)
+        transfers.upload(self._given, segments.given)
         transfers.upload(self.tensors, {"x": segments.x})
         history = self.tensors["history"]
         self._stream.zero(history.at(0), self.bucket * history.row_bytes)
@@ -354,7 +347,7 @@ class _Lane:
             self._stream.copy(own.at(row), source.tensors[name].at(from_row), own.row_bytes)
 
     def _feed_back(self) -> None:
-        for output, name in _FEEDBACK.items():
+        for output, name in FEEDBACK.items():
             own = self.tensors[name]
             self._stream.copy(own.at(0), self.tensors[output].at(0), self.bucket * own.row_bytes)
 
@@ -366,16 +359,6 @@ def split(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
     if rest := count % largest:
         parts.append((min(bucket for bucket in buckets if bucket >= rest), rest))
     return parts
-
-
-def _cut(segments: Segments, start: int, end: int) -> Segments:
-    return Segments(
-        segments.x[start:end],
-        segments.prompt[start:end],
-        segments.negative[start:end],
-        segments.condition[start:end],
-        segments.mask[start:end],
-    )
 
 
 def _lanes_of(rows: "Sequence[tuple[_Lane, int]]") -> "list[_Lane]":

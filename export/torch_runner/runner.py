@@ -141,7 +141,7 @@ class TorchRunner:
     @_on_device
     def take(self, slots: Slots, segments: Segments) -> None:
         """Prepare segments and add them to a batch, one by one."""
-        arrays = (segments.x, segments.prompt, segments.negative, segments.condition, segments.mask)
+        arrays = (segments.x, *segments.given.values())
         count = slots.count
         try:
             for x, *inputs in zip(*(self._tensor(array).split(1) for array in arrays), strict=True):

@@ -73,10 +73,6 @@ def segments(bundle: Bundle, b: int, seed: int = 0) -> Segments:
     return Segments(normal(*latent), normal(b, n.length, *prompt), normal(b, *prompt), normal(*latent) * mask, mask)
 
 
-def part(batch: Segments, slots: list[int]) -> Segments:
-    return Segments(*(getattr(batch, name)[slots] for name in ("x", "prompt", "negative", "condition", "mask")))
-
-
 def step_arguments(b: int, seed: int, shape: tuple[int, ...]) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     coefficients = random.standard_normal((b, 6)).astype(np.float32) / 2
@@ -118,16 +114,16 @@ def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bund
     order, first = [2, 0, 3, 4], {2: 0, 0: 0, 3: 1, 4: 1}  # the step that each begins at
 
     def alone(runner: Runner, slot: int) -> np.ndarray:
-        denoising = runner.start(part(everything, [slot]))
+        denoising = runner.start(everything.part([slot]))
         for move in moves[first[slot] :]:
             denoising.step(*(argument[[slot]] for argument in move))
         return denoising.latents([0])[0]
 
     runner = open_runner(bundle, on.device, threads=1)
-    denoising = runner.start(part(everything, [0, 1, 2]))
+    denoising = runner.start(everything.part([0, 1, 2]))
     denoising.step(*(argument[:3] for argument in moves[0]))
     denoising.keep([2, 0])
-    denoising.join(part(everything, [3, 4]))
+    denoising.join(everything.part([3, 4]))
     for move in moves[1:]:
         denoising.step(*(argument[order] for argument in move))
     together = denoising.latents(range(4))
@@ -143,10 +139,10 @@ def test_segments_that_cannot_join_leave_the_others_as_they_were(
     runner = open_runner(bundle, "cpu", threads=1)
     everything, shape = segments(bundle, 3), segments(bundle, 1).x.shape[1:]
     move = [argument[:1] for argument in step_arguments(3, 0, shape)]
-    untouched = runner.start(part(everything, [0]))
+    untouched = runner.start(everything.part([0]))
     untouched.step(*move)
 
-    denoising, prepare, calls = runner.start(part(everything, [0])), runner._prepare, []
+    denoising, prepare, calls = runner.start(everything.part([0])), runner._prepare, []
 
     def failing(*inputs: torch.Tensor) -> object:
         calls.append(inputs)
@@ -156,7 +152,7 @@ def test_segments_that_cannot_join_leave_the_others_as_they_were(
 
     monkeypatch.setattr(runner, "_prepare", failing)
     with pytest.raises(MemoryError):
-        denoising.join(part(everything, [1, 2]))
+        denoising.join(everything.part([1, 2]))
     denoising.step(*move)
     assert np.array_equal(denoising.latents([0]), untouched.latents([0]))
     with pytest.raises(IndexError):
@@ -169,12 +165,12 @@ def test_two_batches_at_once_do_not_disturb_each_other(bundle: Bundle) -> None:
     move = step_arguments(3, 0, shape)
 
     def moved(slots: list[int]) -> Denoising:
-        denoising = runner.start(part(everything, slots))
+        denoising = runner.start(everything.part(slots))
         denoising.step(*(argument[slots] for argument in move))
         return denoising
 
     expected = moved([0]).latents([0])
-    first = runner.start(part(everything, [0]))
+    first = runner.start(everything.part([0]))
     other = moved([1, 2])
     first.step(*(argument[[0]] for argument in move))
     assert np.array_equal(first.latents([0]), expected)
