@@ -18,24 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.export.samples import GraphSource
-from nuwaxl.kernels.aot import ARCHITECTURES, KERNELS_FILE, Request, norm_requests, requests_to_json
+from nuwaxl.kernels.aot import KERNELS_FILE, Request, norm_requests, requests_to_json
 
 _EXAMPLE_BATCH = 2
-
-
-def check_architectures(architectures: Sequence[int]) -> None:
-    """Refuse an SM number that the kernels are not compiled for.
-
-    Raises:
-        InputError: naming those that are.
-    """
-    unknown = sorted(set(architectures) - set(ARCHITECTURES))
-    if unknown:
-        raise InputError(
-            expected=f"--sm numbers among {','.join(map(str, ARCHITECTURES))}",
-            found=",".join(map(str, unknown)),
-            fix="leave out the others",
-        )
 
 
 def kernel_requests(sources: Iterable[GraphSource]) -> set[Request]:

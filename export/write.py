@@ -28,13 +28,13 @@ from nuwaxl.engine.bundle_schema import (
     TensorSpec,
 )
 from nuwaxl.errors import InputError, reason
-from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels
+from nuwaxl.export.compiled import kernel_requests, write_kernels
 from nuwaxl.export.model import Model
 from nuwaxl.export.onnx import save, to_onnx
 from nuwaxl.export.parity import Parity, batches, check_parity
 from nuwaxl.export.samples import GraphSource, graph_sources
 from nuwaxl.export.weights import EXTERNAL_FROM
-from nuwaxl.kernels.aot import Request
+from nuwaxl.kernels.aot import Request, check_architectures
 
 _PRODUCERS = ("nuwaxl", "torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_BATCH = 3

@@ -52,29 +52,22 @@ class Request:
     def name(self) -> str:
         """Unique among requests, and the beginning of a file name. engine/csrc/onnxruntime makes the same names of the
         tensors that it meets."""
-        norm = (f"L{self.length}", f"c{self.channels}", f"g{self.groups}", f"e{self.eps:g}")
+        frames, part = (f"L{self.length}", f"c{self.channels}"), f"p{self.part}"
+        attention, convolution = (*frames, f"h{self.heads}"), (*frames, f"k{self.taps}")
+        groups = (*frames, f"g{self.groups}")
+        norm = (*groups, f"e{self.eps:g}")
         parts = {
-            "temporal_attention": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
-            "temporal_attention_backward": (f"L{self.length}", f"c{self.channels}", f"h{self.heads}"),
-            "temporal_conv": (f"L{self.length}", f"c{self.channels}", f"k{self.taps}"),
-            "temporal_conv_injection": (
-                f"L{self.length}",
-                f"c{self.channels}",
-                f"k{self.taps}",
-                f"n{self.branches}",
-            ),
+            "temporal_attention": attention,
+            "temporal_attention_backward": attention,
+            "temporal_conv": convolution,
+            "temporal_conv_injection": (*convolution, f"n{self.branches}"),
             "group_norm": norm,
             "group_norm_silu": norm,
-            "group_norm_held": (*norm, f"p{self.part}"),
-            "group_norm_silu_held": (*norm, f"p{self.part}"),
-            "group_norm_of_parts": (*norm, f"p{self.part}"),
-            "group_norm_silu_of_parts": (*norm, f"p{self.part}"),
-            "group_norm_statistics": (
-                f"L{self.length}",
-                f"c{self.channels}",
-                f"g{self.groups}",
-                f"p{self.part}",
-            ),
+            "group_norm_held": (*norm, part),
+            "group_norm_silu_held": (*norm, part),
+            "group_norm_of_parts": (*norm, part),
+            "group_norm_silu_of_parts": (*norm, part),
+            "group_norm_statistics": (*groups, part),
             "guided_update": (),
         }[self.kernel]
         return "-".join((self.kernel, *parts, str(self.dtype).removeprefix("torch.")))
@@ -123,6 +116,21 @@ def norm_requests(norm: Request, pixels: int) -> list[Request]:
     return [norm]
 
 
+def check_architectures(architectures: Iterable[int]) -> None:
+    """Refuse an SM number that the kernels are not compiled for.
+
+    Raises:
+        InputError: naming those that are.
+    """
+    unknown = sorted(set(architectures) - set(ARCHITECTURES))
+    if unknown:
+        raise InputError(
+            expected=f"--sm numbers among {','.join(map(str, ARCHITECTURES))}",
+            found=",".join(map(str, unknown)),
+            fix="leave out the others",
+        )
+
+
 def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out: Path) -> Path:
     """Write NAME.sm_NN.{cubin,ptx} and kernels.json into `out`; returns the path of the latter.
 
@@ -133,13 +141,7 @@ def compile_kernels(asked: Iterable[Request], architectures: Iterable[int], out:
         raise InputError(
             expected="triton's compiler", found="TRITON_INTERPRET=1", fix="run this in a process without the variable"
         )
-    unknown = sorted(set(architectures) - set(ARCHITECTURES))
-    if unknown:
-        raise InputError(
-            expected=f"SM numbers among {', '.join(map(str, ARCHITECTURES))}",
-            found=f"{', '.join(map(str, unknown))}",
-            fix="leave out the others",
-        )
+    check_architectures(architectures)
     # Line numbers would put the paths of this machine into the binaries.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     import triton

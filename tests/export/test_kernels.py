@@ -25,12 +25,12 @@ from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
 from nuwaxl.errors import InputError  # noqa: E402
 from nuwaxl.export import write  # noqa: E402
 from nuwaxl.export.cli import main  # noqa: E402
-from nuwaxl.export.compiled import check_architectures, kernel_requests, write_kernels  # noqa: E402
+from nuwaxl.export.compiled import kernel_requests, write_kernels  # noqa: E402
 from nuwaxl.export.model import Model  # noqa: E402
 from nuwaxl.export.onnx import GPU_OPSET  # noqa: E402
 from nuwaxl.export.parity import ParityError, check_parity  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
-from nuwaxl.kernels.aot import Request  # noqa: E402
+from nuwaxl.kernels.aot import Request, check_architectures  # noqa: E402
 
 from .cuda_provider import unknown  # noqa: E402
 
