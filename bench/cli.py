@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from importlib import resources
 
@@ -24,7 +24,7 @@ from nuwaxl.engine.cli import add_render_arguments
 from nuwaxl.engine.devices import available_cores
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import resolve, resolve_schedule
-from nuwaxl.files import write_file
+from nuwaxl.files import is_standard_output, write_file
 
 PROG = "nuwaxl-bench"
 DEFAULT_FRAMES = 1024
@@ -111,10 +111,12 @@ def _bench(arguments: argparse.Namespace) -> None:
         report=arguments.report,
         reads=[arguments.story, arguments.cost_model],
     )
-    if arguments.cost_model is None:
-        _measure(arguments, outputs)
-    else:
-        _predict(arguments, outputs)
+    taken = any(map(is_standard_output, outputs.paths))
+    with redirect_stdout(sys.stderr) if taken else nullcontext():  # what people read is not mixed into it
+        if arguments.cost_model is None:
+            _measure(arguments, outputs)
+        else:
+            _predict(arguments, outputs)
 
 
 def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:

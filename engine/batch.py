@@ -50,14 +50,7 @@ class Batch:
 
     def join(self, newcomers: Sequence[tuple[Job, Item]]) -> None:
         """Take segments, which are moved with the others from the next step on."""
-        begun = [job.begin(segment) for job, (_, segment) in newcomers]
-        together = Segments(
-            x=np.concatenate([one.x for one in begun]),
-            prompt=np.concatenate([one.prompt for one in begun]),
-            negative=np.concatenate([one.negative for one in begun]),
-            condition=np.concatenate([one.condition for one in begun]),
-            mask=np.concatenate([one.mask for one in begun]),
-        )
+        together = Segments.joined([job.begin(segment) for job, (_, segment) in newcomers])
         if self._denoising is None:
             self._denoising = self._runner.start(together)
         else:

@@ -126,6 +126,11 @@ def not_written(path: Path, error: Exception) -> RenderError:
     return RenderError(f"writing {path} failed: {reason(error)}; see to its folder and the room there")
 
 
+def is_standard_output(path: Path) -> bool:
+    """Whether what is written there goes where standard output goes."""
+    return _stream(path) == 1
+
+
 def keep_file(path: Path, content: bytes) -> None:
     """Write a file that only saves work the next time, complete or not at all; of no effect where it cannot be."""
     try:

@@ -385,3 +385,12 @@ def test_with_given_costs_nothing_is_rendered(
     assert many["makespan_s"] == pytest.approx(2.0 * len(plan.counts))  # a chain of diffusions alone
     assert many["ar_makespan_s"] == pytest.approx(2.0 * 341)
     assert "1000" in capsys.readouterr().out
+
+
+def test_what_a_program_reads_from_standard_output_is_not_mixed_with_what_people_read(tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text('{"batch_sizes": [1, 4], "diffusion_s": [2.0, 4.0]}')
+    command = [sys.executable, "-m", "nuwaxl.bench.cli", "--cost-model", "costs.json", "--simulate-devices", "1"]
+    result = subprocess.run([*command, "--json", "/dev/stdout"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["frames"] == 1024
+    assert "segments" in result.stderr
