@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,31 +23,43 @@ from nuwaxl.export.torch_runner.layers import Upsampling  # noqa: E402
 from nuwaxl.export.torch_runner.step import Denoiser, Prepare, Step  # noqa: E402
 from nuwaxl.train.networks.spatial import Upsample  # noqa: E402
 
+from . import recorded_cuda  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A device, the relative error allowed in latents, and the difference allowed in a pixel."""
+    """A device, the relative error allowed in latents, and the difference allowed in a pixel; recorded: whether the
+    host stands in for it."""
 
     device: str
     latents: float
     pixel: int
+    recorded: bool = False
 
 
 def entry(device: str, latents: float, pixel: int, *marks: pytest.MarkDecorator) -> object:
     return pytest.param(Entry(device, latents, pixel), id=device, marks=marks)
 
 
+@pytest.fixture
+def on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    if request.param.recorded:
+        recorded_cuda.install(monkeypatch)
+    return cast(Entry, request.param)
+
+
 # Half precision: a step of the tiny networks, whose weights are large, then 7 steps and the decoder.
 DEVICES = [
     entry("cpu", 1e-5, 1),
     entry("cpu/compile", 1e-5, 1, pytest.mark.slow),
+    pytest.param(Entry("cuda:0/float32/eager", 1e-5, 1, recorded=True), id="recorded"),
     entry("cuda:0/float32/eager", 1e-4, 1, pytest.mark.gpu),
     entry("cuda:0/float16/eager", 1e-2, 24, pytest.mark.gpu),
     entry("cuda:0/bfloat16/eager", 6e-2, 96, pytest.mark.gpu),
 ]
 COMPILED = entry("cuda:0/bfloat16/compile", 6e-2, 96, pytest.mark.gpu)  # a minute, so a step once, and decoding
-every_device = pytest.mark.parametrize("on", DEVICES)
-compiled_too = pytest.mark.parametrize("on", [*DEVICES, COMPILED])
+every_device = pytest.mark.parametrize("on", DEVICES, indirect=True)
+compiled_too = pytest.mark.parametrize("on", [*DEVICES, COMPILED], indirect=True)
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -108,7 +120,7 @@ def test_an_upsampling_is_the_convolution_of_the_enlarged_frames(size: tuple[int
 
 @compiled_too
 def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bundle: Bundle, on: Entry) -> None:
-    """Each alone on the CPU in float32, and alone on the same device: batch invariance, and parity with the CPU."""
+    """Each alone by ONNX Runtime in float32, and alone on the same device: parity, and batch invariance."""
     everything, shape = segments(bundle, 5), segments(bundle, 1).x.shape[1:]
     moves = [step_arguments(5, seed, shape) for seed in range(3)]
     order, first = [2, 0, 3, 4], {2: 0, 0: 0, 3: 1, 4: 1}  # the step that each begins at
@@ -127,7 +139,7 @@ def test_a_batch_that_segments_join_and_leave_gives_each_what_it_gets_alone(bund
     for move in moves[1:]:
         denoising.step(*(argument[order] for argument in move))
     together = denoising.latents(range(4))
-    exact = open_runner(bundle, "cpu/float32", threads=1)
+    exact = OnnxRuntimeRunner(bundle, Worker("cpu#0", threads=1, alone=True))
     for slot, found in zip(order, together, strict=True):
         assert relative(found, alone(exact, slot)) < on.latents
         assert relative(found, alone(runner, slot)) < on.latents
@@ -260,3 +272,45 @@ def test_batches_run_in_few_sizes_on_a_gpu_and_as_they_are_on_the_cpu(bundle: Bu
     denoising.keep([0, 2, 4])
     denoising.step(*step_arguments(3, 0, segments(bundle, 1).x.shape[1:]))
     assert seen == [5, 3]
+
+
+def test_on_a_gpu_a_batch_is_padded_and_each_size_captured_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded_cuda.install(monkeypatch)
+    runner = open_runner(bundle, "cuda:0/float32/eager", threads=1)
+    assert [runner.rows(n) for n in (1, 7, 8, 9, 17)] == [1, 7, 8, 10, 20]
+    seen: list[int] = []
+    stepped = runner._step
+
+    def step(x: torch.Tensor, *rest: torch.Tensor) -> Any:
+        seen.append(len(x))
+        return stepped(x, *rest)
+
+    runner._step = step
+    everything, shape = segments(bundle, 9), segments(bundle, 1).x.shape[1:]
+    for _ in range(2):  # the second batch has the memory of the first, and its graphs
+        denoising = runner.start(everything)
+        for count in (9, 9, 8, 7):
+            denoising.keep(range(count))
+            denoising.step(*step_arguments(count, 0, shape))
+        del denoising
+    assert seen == [10, 10, 10, 8, 8, 8, 7, 7, 7]  # twice to warm up, then to be captured
+
+
+def test_a_batch_that_grew_forgets_the_graphs_of_its_old_memory(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, shape = segments(bundle, 5), segments(bundle, 1).x.shape[1:]
+
+    def moved(runner: Runner) -> np.ndarray:
+        denoising = runner.start(everything.part([0, 1]))
+        denoising.step(*step_arguments(2, 0, shape))
+        denoising.join(everything.part([2, 3, 4]))
+        denoising.keep([0, 1])
+        denoising.step(*step_arguments(2, 1, shape))
+        return denoising.latents([0, 1])
+
+    expected = moved(open_runner(bundle, "cpu/float32", threads=1))
+    recorded_cuda.install(monkeypatch)
+    assert relative(moved(open_runner(bundle, "cuda:0/float32/eager", threads=1)), expected) < 1e-5
