@@ -14,7 +14,7 @@ from nuwaxl.engine.devices import Worker  # noqa: E402
 from nuwaxl.engine.runners.base import Denoising, Runner, Segments  # noqa: E402
 from nuwaxl.engine.runners.onnxruntime import OnnxRuntimeRunner  # noqa: E402
 from nuwaxl.engine.runners.slots import bucket  # noqa: E402
-from nuwaxl.errors import InputError  # noqa: E402
+from nuwaxl.errors import DeviceLost, InputError  # noqa: E402
 from nuwaxl.export.model import CHECKPOINT_FILES, load_model  # noqa: E402
 from nuwaxl.export.samples import graph_sources  # noqa: E402
 from nuwaxl.export.torch_runner import open_runner, precision  # noqa: E402
@@ -169,6 +169,17 @@ def test_segments_that_cannot_join_leave_the_others_as_they_were(
     assert np.array_equal(denoising.latents([0]), untouched.latents([0]))
     with pytest.raises(IndexError):
         denoising.latents([1])
+
+
+def test_a_device_that_fails_for_good_is_lost(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = open_runner(bundle, "cpu", threads=1)
+
+    def failing(*inputs: torch.Tensor) -> object:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(runner, "_prepare", failing)
+    with pytest.raises(DeviceLost, match="expected cpu to work; found AcceleratorError: an illegal memory access"):
+        runner.start(segments(bundle, 1))
 
 
 def test_two_batches_at_once_do_not_disturb_each_other(bundle: Bundle) -> None:
