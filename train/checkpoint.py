@@ -89,8 +89,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """`whole_folder` for a folder that is not there yet. Raises InputError if it is, or cannot be made."""
-    if final.exists():
-        raise InputError(expected=f"no {final} yet", found="one", fix="remove it or name another")
+    _check_absent(final)
     with ExitStack() as stack:
         try:
             partial = stack.enter_context(whole_folder(final))
@@ -99,6 +98,12 @@ def new_folder(final: Path) -> Iterator[Path]:
                 expected=f"a folder that can be made at {final}", found=reason(error), fix="name another"
             ) from error
         yield partial
+        _check_absent(final)  # again: somebody may have made one meanwhile, which is not ours to replace
+
+
+def _check_absent(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(expected=f"no {folder} yet", found="one", fix="remove it or name another")
 
 
 def latest(folder: Path) -> Path | None:

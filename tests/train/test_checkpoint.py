@@ -98,6 +98,16 @@ def test_a_stop_while_what_a_folder_replaced_is_removed_leaves_nothing_of_it(
     assert files(final) == {"new": b""}
 
 
+def test_a_new_folder_does_not_replace_one_that_somebody_made_meanwhile(tmp_path: Path) -> None:
+    own, final = tmp_path / "own", tmp_path / "model"
+    own.mkdir()
+    (own / "weights").touch()
+    with pytest.raises(InputError, match=r"no \S*model yet"), checkpoint.new_folder(final):
+        shutil.copytree(own, final)
+    assert sorted(tmp_path.iterdir()) == [final, own]
+    assert files(final) == {"weights": b""}
+
+
 def test_folders_of_somebodys_own_are_left_alone(tmp_path: Path) -> None:
     own = [tmp_path / name for name in ("model.old", "model.partial", "step_00000020.old", "step_00000020.partial")]
     for folder in own:
