@@ -135,14 +135,24 @@ def test_a_long_simulation_heeds_signals(
 ) -> None:
     """This one would take minutes, and longer than a test to hand out the first segments."""
     (tmp_path / "costs.json").write_text('{"batch_sizes": [1, 8], "diffusion_s": [2.0, 5.0]}')
+    code = """if True:
+        import sys
+        from nuwaxl.bench import cli, simulation
+        simulate = simulation.simulate
+        def begun(*plans, **settings):
+            print("begun", flush=True)
+            return simulate(*plans, **settings)
+        simulation.simulate = begun
+        sys.exit(cli.main())"""
     options = ["--frames", "1048576", "--simulate-devices", "65536", "--cost-model", tmp_path / "costs.json"]
-    command = [sys.executable, "-m", "nuwaxl.bench.cli", *options, "--bundle", tiny_bundle]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", code, *options, "--bundle", tiny_bundle]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            time.sleep(5)
-            assert process.poll() is None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(1)
             process.send_signal(number)
-            assert process.communicate(timeout=10)[1] == f"nuwaxl-bench: {said}\n"
+            assert process.communicate(timeout=60) == ("", f"nuwaxl-bench: {said}\n")
             assert process.returncode == status
         finally:
             process.kill()
