@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib import resources
 
@@ -17,14 +17,14 @@ from nuwaxl.bench.scaling import ArComparison, SimulatedPoint
 from nuwaxl.bench.sheet import ContactSheet
 from nuwaxl.bench.simulation import VirtualRender, simulated_point
 from nuwaxl.bench.trace import chrome_trace
-from nuwaxl.cli import Parser, positive_int, say
+from nuwaxl.cli import Parser, positive_int, said_beside, say
 from nuwaxl.cli import run as run_command
 from nuwaxl.engine import Bundle, Engine, Plan, Story, Task, Video, demo_bundle
 from nuwaxl.engine.cli import add_render_arguments
 from nuwaxl.engine.devices import available_cores
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import resolve, resolve_schedule
-from nuwaxl.files import is_standard_output, write_file
+from nuwaxl.files import write_file
 
 PROG = "nuwaxl-bench"
 DEFAULT_FRAMES = 1024
@@ -111,8 +111,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         report=arguments.report,
         reads=[arguments.story, arguments.cost_model],
     )
-    taken = any(map(is_standard_output, outputs.paths))
-    with redirect_stdout(sys.stderr) if taken else nullcontext():  # what people read is not mixed into it
+    with said_beside(outputs.paths):
         if arguments.cost_model is None:
             _measure(arguments, outputs)
         else:

@@ -8,12 +8,14 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from nuwaxl.errors import InputError, NuwaxlError, one_line
+from nuwaxl.files import is_standard_output
 
 MOST_DIGITS = 20  # those of 2**64 - 1
 
@@ -90,6 +92,12 @@ def say(text: object) -> None:
     except OSError as error:
         _discard_output()
         raise NuwaxlError(f"writing to standard output failed: {error.strerror}; make room, or name another") from error
+
+
+def said_beside(outputs: Iterable[Path]) -> AbstractContextManager[object]:
+    """What say() prints meanwhile goes to standard error if one of the outputs goes to standard output, so that what
+    programs read is alone there."""
+    return redirect_stdout(sys.stderr) if any(map(is_standard_output, outputs)) else nullcontext()
 
 
 def positive_int(text: str) -> int:

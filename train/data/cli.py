@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nuwaxl.cli import positive_int, say, seed
+from nuwaxl.cli import positive_int, said_beside, say, seed
 from nuwaxl.errors import InputError, NuwaxlError
 from nuwaxl.files import check_file, write_file
 
@@ -89,7 +89,8 @@ def _check(arguments: argparse.Namespace) -> None:
     reports = check_folder(arguments.folder, not arguments.quick, show_progress=True)
     if out is not None:
         write_file(out, to_json(arguments.folder, not arguments.quick, reports).encode())
-    say(table(reports))
+    with said_beside([] if out is None else [out]):
+        say(table(reports))
     unusable = [report.video for report in reports if not report.usable]
     if unusable:
         raise NuwaxlError(

@@ -62,6 +62,13 @@ def test_a_good_folder_is_status_0_and_its_table_says_what_it_holds(
     assert lines[3] == "2 of 2 videos can be trained on, 210 frames"
 
 
+def test_on_standard_output_the_report_is_alone(good: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(good), "--quick", "--json", "/dev/stdout"]) == 0
+    said = capfd.readouterr()
+    assert [video["video"] for video in json.loads(said.out)["videos"]] == ["a.mp4", "b.webm"]
+    assert "2 of 2 videos can be trained on" in said.err
+
+
 def test_each_bad_video_is_named_with_its_reason_and_the_others_are_reported(
     mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
