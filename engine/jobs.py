@@ -213,7 +213,7 @@ def _table(text: str) -> dict[str, Any]:
         raise InputError(expected=f"only {', '.join(sorted(_KEYS))}", found=", ".join(unknown), fix="remove it")
     for key in ("story", "out"):
         if not is_file_name(table.get(key)):
-            raise InputError(expected=f"a file name as {key}", found=shown(table.get(key)), fix=f"give {key}")
+            raise InputError(expected=f"a file name as {key}", found=shown(table.get(key)), fix="give one")
     return table
 
 

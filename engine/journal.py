@@ -39,7 +39,7 @@ _MOST_HEADER = 2**24
 _WHAT_DECIDES = (
     "; the devices decide the precision: torch:DEVICE has the type after its slash, as in torch:cuda:0/bfloat16 (else "
     "bf16 on a GPU, fp32 on a CPU), cuda:I with --tf32 has tf32, any other the bundle's; what was begun on devices of "
-    "two goes on with both alone"
+    "two precisions goes on only on devices of both"
 )
 
 Identity = Mapping[str, Any]

@@ -1,6 +1,7 @@
 """Videos that are rendered together."""
 
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -105,9 +106,10 @@ class Videos:
                 expected=f"{len(self._tasks)} paths, one a task", found=str(len(paths)), fix="give as many"
             )
         files = [check_output(path) for path in paths]
-        if len({os.path.realpath(file) for file in files}) < len(files):
+        given = Counter(map(os.path.realpath, files))
+        if twice := [name for name, count in given.items() if count > 1]:
             raise InputError(
-                expected="a path of its own for each task", found="one more than once", fix="give another name"
+                expected="a path of its own for each task", found=f"{twice[0]} more than once", fix="give another name"
             )
         writers: dict[int, Mp4Writer] = {}
         unwritable: set[int] = set()

@@ -36,7 +36,7 @@ class Segments:
         """All but the noise: the inputs of the prepare graph, by name and in its order."""
         return {"prompt": self.prompt, "negative": self.negative, "condition": self.condition, "mask": self.mask}
 
-    def part(self, rows: slice | Sequence[int]) -> "Segments":
+    def part(self, rows: slice | list[int]) -> "Segments":
         """Some of the segments."""
         return Segments(self.x[rows], **{name: array[rows] for name, array in self.given.items()})
 
