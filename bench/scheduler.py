@@ -20,10 +20,11 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from functools import cache
 
 from nuwaxl.bench.measure import lower_bound_s, peak_rss_mib
-from nuwaxl.cli import Parser, run, say
+from nuwaxl.cli import Parser, run, said_beside, say
 from nuwaxl.engine._core import CostModel, Plan, simulate
 from nuwaxl.errors import NuwaxlError
 from nuwaxl.files import check_file, write_file
@@ -226,7 +227,12 @@ def cost(devices: int, segments: int) -> Cost:
 
 def _bench(arguments: argparse.Namespace) -> None:
     json_file = None if arguments.json is None else check_file(arguments.json)
-    costs = [cost(64, arguments.segments), cost(1024, arguments.segments)]
+    with said_beside([] if json_file is None else [json_file]):
+        _measure(arguments.segments, json_file)
+
+
+def _measure(segments: int, json_file: Path | None) -> None:
+    costs = [cost(64, segments), cost(1024, segments)]
     say(f"{'scheduling':<16}{'devices':>8}{'segments':>10}{'us/segment':>12}{'bytes/segment':>15}")
     for spent in costs:
         say(

@@ -48,7 +48,6 @@ under_way: set[Threaded] = set()
 @atexit.register
 def _stop_all() -> None:
     """Threads that the exit tears out of C++ would abort the process."""
-    while under_way:
-        threaded = under_way.pop()
+    for threaded in list(under_way):
         threaded.cancel()
         threaded.join()

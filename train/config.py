@@ -18,13 +18,15 @@ T = TypeVar("T")
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Build the dataclass `cls` from a TOML or JSON table; lists become tuples, an unknown key is an InputError."""
     require_table(table, where)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    known = {f.name for f in fields}
     unknown = sorted(set(table) - known)
     if unknown:
         raise InputError(
             expected=f"keys of {where} among {sorted(known)}", found=f"{unknown}", fix="correct or remove them"
         )
-    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in table]  # type: ignore[arg-type]
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    missing = sorted(needed - set(table))
     if missing:
         raise InputError(
             expected=f"the keys of {where} that have no default", found=f"none of {missing}", fix="add them"

@@ -26,8 +26,8 @@ void bind_scheduler(nb::module_& module) {
                 .format(work.id, name_of(work.kind), pairs_of(work.items), work.device);
         });
 
-    // The scheduler's lock is never held while Python runs, so only what takes long has to give up the GIL: waiting, and
-    // looking at the batch sizes of many devices.
+    // The scheduler's lock is never held while Python runs, so only what takes long has to give up the GIL: waiting,
+    // and looking at the batch sizes of many devices.
     nb::class_<Scheduler>(module, "Scheduler")
         .def(
             "__init__",

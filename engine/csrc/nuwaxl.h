@@ -10,8 +10,8 @@
 //
 //   while (const auto work = scheduler.next(device)) {  // blocks
 //       // a decode window: decode it, then done(device, items); its consumer calls consumed() when it took the clip.
-//       // segments: until none is left under way, one denoising step of all of them; advance(device); done(device, those
-//       // that had their last step); if any is left, join(device) for newcomers.
+//       // segments: until none is left under way, one denoising step of all of them; advance(device); done(device,
+//       // those that had their last step); if any is left, join(device) for newcomers.
 //   }
 //
 // Threads. Plan and CostModel are values: const methods may be called from any thread at once. All methods of one

@@ -1,6 +1,6 @@
 // The nodes on the CPU write all of their outputs and nothing beside them, and read nothing beside their inputs, which
-// AddressSanitizer sees. What they compute is tested against float64 in tests/kernels, through ONNX Runtime, whose memory
-// tells nothing of that.
+// AddressSanitizer sees. What they compute is tested against float64 in tests/kernels, through ONNX Runtime, whose
+// memory tells nothing of that.
 #include "onnxruntime/cpu.h"
 
 #include <cstdint>

@@ -27,7 +27,8 @@ struct Call {
     // A kernel to launch before, from the first input to scratch memory, which `kernel` takes after its inputs.
     std::string statistics = {};      // its name; empty for none
     std::int64_t scratch_bytes = 0;
-    // Of the pointer arguments before `items`, the last ones that kernels were promised no alignment of (kernels/checks.py).
+    // Of the pointer arguments before `items`, the last ones that kernels were promised no alignment of
+    // (kernels/checks.py).
     std::size_t unaligned = 0;
 };
 

@@ -1,6 +1,6 @@
 // The nodes of the domain `nuwaxl` on the CPU: a custom op takes the place of the function body on every provider, so
-// without these a session of the CPU provider could not have the library registered. They are plain loops, for tests and
-// for nodes that a GPU does not take: the bodies are faster on the CPU (docs/adr/0007). Sums are in float32.
+// without these a session of the CPU provider could not have the library registered. They are plain loops, for tests
+// and for nodes that a GPU does not take: the bodies are faster on the CPU (docs/adr/0007). Sums are in float32.
 #pragma once
 
 #include <cstddef>

@@ -226,7 +226,7 @@ ort::Status* TypedOp::create(const CustomOp* self, void* const* table, const ort
     const ort::Api api{table};
     const Node& node = as(self).node;
     return status_of(api, node.name, [&]() -> ort::Status* {
-        auto instance = std::make_unique<Instance>(&as(self), api);
+        auto instance = std::unique_ptr<Instance>(new Instance{&as(self), api, {}, {}});
         const auto read = [&](ort::Slot slot, const char* name, auto* value) {
             return api.call<ort::Status*>(slot, info, name, value);
         };
@@ -292,7 +292,8 @@ NUWAXL_EXPORT nuwaxl::ort::Status* RegisterCustomOps(nuwaxl::ort::SessionOptions
     });
 }
 
-// Load a kernel on the device of the current context; for ctypes. Null, or what was wrong, until the thread's next call.
+// Load a kernel on the device of the current context; for ctypes. Null, or what was wrong, until the thread's next
+// call.
 NUWAXL_EXPORT const char* nuwaxl_load_kernel(const char* name) {
     return nuwaxl::caught([&] { nuwaxl::kernels().load(name); });
 }
