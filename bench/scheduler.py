@@ -20,8 +20,8 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from functools import cache
+from pathlib import Path
 
 from nuwaxl.bench.measure import lower_bound_s, peak_rss_mib
 from nuwaxl.cli import Parser, run, said_beside, say

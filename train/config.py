@@ -25,8 +25,8 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         raise InputError(
             expected=f"keys of {where} among {sorted(known)}", found=f"{unknown}", fix="correct or remove them"
         )
-    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    missing = sorted(needed - set(table))
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in table]
     if missing:
         raise InputError(
             expected=f"the keys of {where} that have no default", found=f"none of {missing}", fix="add them"
