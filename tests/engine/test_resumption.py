@@ -90,9 +90,18 @@ def test_what_is_whole_is_only_decoded(hooked_engine: Callable[..., Engine], tmp
 
 def test_frames_per_second_are_of_what_was_made_now(hooked_engine: Callable[..., Engine], tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
-    engine = hooked_engine("cpu:2")
-    interrupted(engine, Task(STORY, frames=60, journal=path), 10)
-    whole, again = engine.render(STORY, frames=60), engine.render(STORY, frames=60, journal=path)
+    steps = 0
+
+    def fail() -> None:  # ends the render by the steps that were taken, however late the consumer hears of them
+        nonlocal steps
+        steps += 1
+        if steps == 4 * 5:
+            raise MemoryError("no more")
+
+    engine = hooked_engine("cpu:2", before_step=fail)
+    with pytest.raises(RenderError, match="no more"):
+        frames_of(engine.render(STORY, frames=60, steps=4, journal=path, max_batch=1))
+    whole, again = (engine.render(STORY, frames=60, steps=4, journal=journal) for journal in (None, path))
     frames_of(whole)
     frames_of(again)
     assert (whole.stats.restored, whole.stats.frames_per_s) == (0, pytest.approx(60 / whole.stats.wall_s))
