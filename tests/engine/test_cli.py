@@ -191,7 +191,7 @@ def test_ctrl_c_and_sigterm_end_with_their_status_and_no_file_but_the_journal(
         [sys.executable, "-m", "nuwaxl.engine.cli", story_file, *arguments], stderr=subprocess.PIPE, text=True
     )
     journal = tmp_path / "out.mp4.journal"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 10_000) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
