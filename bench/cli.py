@@ -20,7 +20,7 @@ from nuwaxl.bench.trace import chrome_trace
 from nuwaxl.cli import Parser, positive_int, said_beside, say
 from nuwaxl.cli import run as run_command
 from nuwaxl.engine import Bundle, Engine, Plan, Story, Task, Video, demo_bundle
-from nuwaxl.engine.cli import add_render_arguments
+from nuwaxl.engine.cli import add_render_arguments, task_of
 from nuwaxl.engine.devices import available_cores
 from nuwaxl.engine.progress_bars import ProgressBars
 from nuwaxl.engine.request import resolve, resolve_schedule
@@ -124,7 +124,7 @@ def _measure(arguments: argparse.Namespace, outputs: Outputs) -> None:
     comparison = None
     with ExitStack() as stack:
         engine = stack.enter_context(Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32))
-        task = _task(arguments, story)
+        task = task_of(arguments, story)
         plan = engine.resolve(task).plan
         bars = stack.enter_context(ProgressBars())
         video = _video(engine, arguments, task, bars)
@@ -174,7 +174,7 @@ def _predict(arguments: argparse.Namespace, outputs: Outputs) -> None:
     """Simulate by given costs; nothing is rendered."""
     bundle = Bundle.open(demo_bundle() if arguments.bundle is None else arguments.bundle)
     story = bundled_story() if arguments.story is None else Story.load(arguments.story)
-    request = resolve(bundle.manifest, _task(arguments, story))
+    request = resolve(bundle.manifest, task_of(arguments, story))
     costs = load_costs(arguments.cost_model, request.steps)
     virtual = _virtual(arguments, bundle, request.plan, request.steps)
     points = [simulated_point(virtual, costs, count, arguments.compare == "ar") for count in arguments.simulate_devices]
@@ -198,18 +198,6 @@ def _predict(arguments: argparse.Namespace, outputs: Outputs) -> None:
     print_points(tables)
     if outputs.paths:
         say(f"{'written':<12} {', '.join(map(str, outputs.paths))}")
-
-
-def _task(arguments: argparse.Namespace, story: Story) -> Task:
-    return Task(
-        story,
-        frames=arguments.frames,
-        seed=arguments.seed,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        sampler=arguments.sampler,
-        depth=arguments.depth,
-    )
 
 
 def _video(engine: Engine, arguments: argparse.Namespace, task: Task, progress: ProgressBars | None) -> Video:

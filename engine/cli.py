@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -113,6 +114,19 @@ def add_render_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def task_of(arguments: argparse.Namespace, story: Story) -> Task:
+    """What the common arguments, and --frames, say of a story's render."""
+    return Task(
+        story,
+        frames=arguments.frames,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        sampler=arguments.sampler,
+        depth=arguments.depth,
+    )
+
+
 def _parser() -> Parser:
     parser = Parser(prog=PROG, description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("story", nargs="?", metavar="STORY", help="the story, .toml or .jsonl")
@@ -132,17 +146,7 @@ def _render(arguments: argparse.Namespace) -> None:
     story = Story.load(arguments.story)
     out = check_output(arguments.out)
     journal = journal_of(out)
-    task = Task(
-        story,
-        frames=arguments.frames,
-        seed=arguments.seed,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        sampler=arguments.sampler,
-        negative_prompt=arguments.negative_prompt,
-        depth=arguments.depth,
-        journal=journal,
-    )
+    task = replace(task_of(arguments, story), negative_prompt=arguments.negative_prompt, journal=journal)
     with (
         _kept(journal.exists, journal, arguments.fresh),
         Engine.open(arguments.bundle, devices=arguments.devices, tf32=arguments.tf32) as engine,
